@@ -1,0 +1,297 @@
+//! One change to a checkpoint, in two sizes.
+//!
+//! [`WeightPass`] rewrites one weight; it is what most people write, and [`WeightPass::on`] turns it into a [`Pass`] over
+//! a selection. [`Pass`] sees the whole checkpoint. The driver ([`crate::Pipeline`]) owns everything else: selection,
+//! order, traversal, verification, timing, progress and the naming of whoever is guilty.
+
+use serde_json::Value;
+use std::{collections::BTreeMap, fmt, sync::Mutex};
+
+use crate::{
+    Checkpoint, Error, Event, Flow, Progress, Result, Select,
+    report::Outcome,
+    stats::{InputStats, Stats},
+    weight::{Encoding, SharedWeight, Weight},
+};
+
+/// What a pass changes; passes run in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Cuts: shapes and names may change.
+    Shape,
+    /// Zeroes, scales, rotates, trains: values change, shapes do not.
+    Value,
+    /// Packs: the encoding changes.
+    Encode,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shape => "shape",
+            Self::Value => "value",
+            Self::Encode => "encode",
+        })
+    }
+}
+
+/// What a pass needs to know about the inputs of each layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Needs {
+    /// Nothing: the pass works without data and can stream.
+    Nothing,
+    /// Counts, mean |x|, max |x| and Σx² per input.
+    InputNorms,
+    /// The Gram matrix XXᵀ of the inputs as well.
+    Gram,
+}
+
+impl fmt::Display for Needs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "nothing",
+            Self::InputNorms => "input norms",
+            Self::Gram => "input gram matrices",
+        })
+    }
+}
+
+/// What became of one weight.
+#[derive(Debug, Clone)]
+pub enum Rewrite {
+    /// The weight that takes its place.
+    Done(SharedWeight),
+    /// It stays as it is, and why; listed in the report.
+    Left {
+        /// The reason, for people.
+        why: String,
+    },
+}
+
+impl Rewrite {
+    /// A replacement.
+    pub fn done(weight: impl Weight + 'static) -> Self {
+        Self::Done(std::sync::Arc::new(weight))
+    }
+
+    /// No change, and why.
+    pub fn left(why: impl Into<String>) -> Self {
+        Self::Left { why: why.into() }
+    }
+}
+
+/// The size that a rewritten weight will have, where shapes alone decide it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outline {
+    /// How the weight will be stored.
+    pub encoding: Encoding,
+    /// Its logical shape.
+    pub shape: Vec<usize>,
+    /// The facts that its parts will carry.
+    pub attributes: serde_json::Map<String, Value>,
+    /// Its arrays by role: element type and shape.
+    pub arrays: BTreeMap<String, (safetensors::Dtype, Vec<usize>)>,
+}
+
+/// A change to one weight at a time: the size of pass that most people write.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a pass over single weights",
+    note = "implement `WeightPass::rewrite` and call `.on(select)` to make it a `Pass`"
+)]
+pub trait WeightPass: Send + Sync + fmt::Debug {
+    /// The pass's name, as recipes spell it: `round-nearest`.
+    fn name(&self) -> &str;
+
+    /// What it changes.
+    fn stage(&self) -> Stage;
+
+    /// What it needs to know about inputs.
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    /// Its options, for the report and for the check that a resumed run is the same run.
+    fn settings(&self) -> Value;
+
+    /// Rewrites a weight or says why it stays.
+    fn rewrite(&self, name: &str, weight: &SharedWeight, context: &Context<'_>) -> Result<Rewrite>;
+
+    /// The outcome's exact form, where the shape and encoding alone decide it; `None` where the values do.
+    ///
+    /// It lets a dry run predict sizes without reading a value.
+    fn outline(&self, name: &str, before: &Outline) -> Option<Outline> {
+        let _ = (name, before);
+        None
+    }
+
+    /// This pass over every weight that `select` names.
+    fn on(self, select: Select) -> Each<Self>
+    where
+        Self: Sized,
+    {
+        Each { pass: self, select }
+    }
+
+    /// This pass over every matrix: [`Select::matrices`].
+    fn on_matrices(self) -> Each<Self>
+    where
+        Self: Sized,
+    {
+        self.on(Select::matrices())
+    }
+}
+
+/// A change to a checkpoint.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a pass",
+    note = "implement `WeightPass` and call `.on(select)`, or implement `Pass` where the whole checkpoint matters"
+)]
+pub trait Pass: Send + Sync + fmt::Debug {
+    /// The pass's name, as recipes spell it.
+    fn name(&self) -> &str;
+
+    /// What it changes.
+    fn stage(&self) -> Stage;
+
+    /// What it needs to know about inputs.
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    /// Its options, for the report and for the check that a resumed run is the same run.
+    fn settings(&self) -> Value;
+
+    /// Changes the checkpoint. Say with [`Context::left`] which selected weights stay, and why; weights that differ
+    /// afterwards are reported as done.
+    fn run(&self, checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint>;
+
+    /// The pass as a change to single weights, where it is no more than that: the driver then traverses, streams and
+    /// resumes it, and never calls `run`.
+    fn weightwise(&self) -> Option<Weightwise<'_>> {
+        None
+    }
+}
+
+/// A pass over single weights and its selection, as the driver sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Weightwise<'a> {
+    /// The change.
+    pub pass: &'a dyn WeightPass,
+    /// The weights it is for.
+    pub select: &'a Select,
+}
+
+/// A [`WeightPass`] over a selection.
+#[derive(Debug, Clone)]
+pub struct Each<P> {
+    pass: P,
+    select: Select,
+}
+
+impl<P: WeightPass> Pass for Each<P> {
+    fn name(&self) -> &str {
+        self.pass.name()
+    }
+
+    fn stage(&self) -> Stage {
+        self.pass.stage()
+    }
+
+    fn needs(&self) -> Needs {
+        self.pass.needs()
+    }
+
+    fn settings(&self) -> Value {
+        let mut settings = self.pass.settings();
+        if let Value::Object(map) = &mut settings {
+            map.insert("select".into(), self.select.to_string().into());
+        }
+        settings
+    }
+
+    fn run(&self, mut checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint> {
+        for name in checkpoint.names() {
+            if !self.select.matches(&name, &checkpoint.info(&name)?.shape) {
+                continue;
+            }
+            match self.pass.rewrite(&name, &checkpoint.get(&name)?, context)? {
+                Rewrite::Done(weight) => checkpoint.insert(name, weight),
+                Rewrite::Left { why } => context.left(&name, why),
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn weightwise(&self) -> Option<Weightwise<'_>> {
+        Some(Weightwise { pass: &self.pass, select: &self.select })
+    }
+}
+
+/// Everything that a pass may see besides the weights.
+#[derive(Debug)]
+pub struct Context<'a> {
+    stats: Option<&'a Stats>,
+    seed: u64,
+    progress: ProgressRef<'a>,
+    outcomes: Mutex<BTreeMap<String, Outcome>>,
+}
+
+struct ProgressRef<'a>(&'a dyn Progress);
+
+impl fmt::Debug for ProgressRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
+impl<'a> Context<'a> {
+    /// A context; the driver makes one per pass, tests make their own.
+    #[must_use]
+    pub fn new(stats: Option<&'a Stats>, seed: u64, progress: &'a dyn Progress) -> Self {
+        Self { stats, seed, progress: ProgressRef(progress), outcomes: Mutex::default() }
+    }
+
+    /// What calibration saw at the input of the layer that owns `weight`.
+    #[must_use]
+    pub fn stats(&self, weight: &str) -> Option<&'a InputStats> {
+        self.stats.and_then(|s| s.get(weight))
+    }
+
+    /// The run's seed, for passes that draw numbers.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Reports an event; an error where somebody asked to stop.
+    pub fn progress(&self, event: &Event<'_>) -> Result<()> {
+        match self.progress.0.on(event) {
+            Flow::Continue => Ok(()),
+            Flow::Cancel => Err(Error::Cancelled),
+        }
+    }
+
+    /// Records that a selected weight stays as it is, and why.
+    pub fn left(&self, weight: &str, why: impl Into<String>) {
+        self.record(weight, Outcome::Left { why: why.into() });
+    }
+
+    /// Records that a weight was changed although its bytes happen to be the same, or was removed.
+    pub fn done(&self, weight: &str) {
+        self.record(weight, Outcome::Done);
+    }
+
+    fn record(&self, weight: &str, outcome: Outcome) {
+        self.outcomes
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .insert(weight.to_owned(), outcome);
+    }
+
+    /// The outcomes recorded so far, leaving none behind.
+    pub(crate) fn take_outcomes(&self) -> BTreeMap<String, Outcome> {
+        std::mem::take(&mut *self.outcomes.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,275 @@
+//! Passes in order, and the driver that runs them.
+//!
+//! The driver owns selection, order, traversal, verification, the naming of whoever is guilty, timing, progress and
+//! cancellation. [`Pipeline::run`] gives a checkpoint in memory; [`Pipeline::run_to`] writes a model directory, one
+//! weight at a time where the passes allow it; [`Pipeline::predict`] tells the size without writing.
+
+mod memory;
+mod predict;
+mod stream;
+
+pub use predict::Prediction;
+
+use serde_json::{Value, json};
+use std::{collections::BTreeSet, fmt, path::Path, sync::Arc, time::Instant};
+
+use crate::{
+    Checkpoint, Error, Needs, Outcome, Pass, Progress, Report, Result, Select, Silent, Stats,
+    report::{PassReport, Totals},
+    store::{DEFAULT_SHARD_BYTES, output::Resume},
+    verify,
+};
+
+/// The version that reports and journals carry.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// How to run a pipeline, apart from the passes.
+pub struct Run<'a> {
+    stats: Option<&'a Stats>,
+    progress: &'a dyn Progress,
+    seed: u64,
+    resume: Resume,
+    shard_bytes: u64,
+}
+
+impl Default for Run<'_> {
+    fn default() -> Self {
+        Self {
+            stats: None,
+            progress: &Silent,
+            seed: 0,
+            resume: Resume::Fresh,
+            shard_bytes: DEFAULT_SHARD_BYTES,
+        }
+    }
+}
+
+impl fmt::Debug for Run<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run")
+            .field("stats", &self.stats.is_some())
+            .field("seed", &self.seed)
+            .field("resume", &self.resume)
+            .field("shard_bytes", &self.shard_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Run<'a> {
+    /// No statistics, no progress, seed 0, no resuming, shards of 4 GB.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With what calibration saw.
+    #[must_use]
+    pub fn with_stats(mut self, stats: &'a Stats) -> Self {
+        self.stats = Some(stats);
+        self
+    }
+
+    /// Reporting to, and cancelled by, `progress`.
+    #[must_use]
+    pub fn with_progress(mut self, progress: &'a dyn Progress) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    /// With a seed for passes that draw numbers.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Starting afresh or continuing an unfinished run ([`Pipeline::run_to`] only).
+    #[must_use]
+    pub fn with_resume(mut self, resume: Resume) -> Self {
+        self.resume = resume;
+        self
+    }
+
+    /// With shards of at most this many bytes ([`Pipeline::run_to`] only).
+    #[must_use]
+    pub fn with_shard_bytes(mut self, bytes: u64) -> Self {
+        self.shard_bytes = bytes.max(1);
+        self
+    }
+}
+
+/// Passes in order.
+#[derive(Debug, Clone, Default)]
+pub struct Pipeline {
+    passes: Vec<Arc<dyn Pass>>,
+    coverage_floor: f64,
+}
+
+impl Pipeline {
+    /// No passes yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a pass at the end.
+    #[must_use]
+    pub fn then(mut self, pass: impl Pass + 'static) -> Self {
+        self.passes.push(Arc::new(pass));
+        self
+    }
+
+    /// Adds a pass that is already shared.
+    #[must_use]
+    pub fn then_shared(mut self, pass: Arc<dyn Pass>) -> Self {
+        self.passes.push(pass);
+        self
+    }
+
+    /// Makes it an error to compress less than this share (0 to 1) of the matrices' bytes.
+    #[must_use]
+    pub fn with_coverage_floor(mut self, floor: f64) -> Self {
+        self.coverage_floor = floor;
+        self
+    }
+
+    /// The passes.
+    #[must_use]
+    pub fn passes(&self) -> &[Arc<dyn Pass>] {
+        &self.passes
+    }
+
+    /// Passes and options as data; part of a run's identity.
+    #[must_use]
+    pub fn recipe(&self) -> Value {
+        let passes: Vec<Value> =
+            self.passes.iter().map(|p| json!({ "pass": p.name(), "settings": p.settings() })).collect();
+        json!({ "passes": passes })
+    }
+
+    /// Checks what can be checked before any work: that there are passes, their order, and their needs.
+    pub fn check(&self, run: &Run<'_>) -> Result<()> {
+        if self.passes.is_empty() {
+            return Err(Error::EmptyPipeline);
+        }
+        for pair in self.passes.windows(2) {
+            if pair[1].stage() < pair[0].stage() {
+                return Err(Error::OutOfOrder {
+                    first: pair[0].name().to_owned(),
+                    first_stage: pair[0].stage(),
+                    second: pair[1].name().to_owned(),
+                    second_stage: pair[1].stage(),
+                });
+            }
+        }
+        for pass in &self.passes {
+            if pass.needs() != Needs::Nothing && run.stats.is_none() {
+                return Err(Error::NeedsStats { pass: pass.name().to_owned(), needs: pass.needs() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs all passes in memory.
+    pub fn run(&self, checkpoint: Checkpoint, run: &Run<'_>) -> Result<(Checkpoint, Report)> {
+        self.check(run)?;
+        let clock = Instant::now();
+        let input = checkpoint.clone();
+        let (checkpoint, passes) = memory::run(&self.passes, checkpoint, run)?;
+        let report = self.report(&input, passes, totals(&checkpoint)?, clock)?;
+        Ok((checkpoint, report))
+    }
+
+    /// Runs all passes and writes the result to the directory `out`, which appears whole or not at all.
+    ///
+    /// Trailing passes over single weights stream: one weight at a time, journaled, with peak memory of the order of
+    /// the largest weight. A cancelled or killed run leaves `OUT.partial`, to be continued with
+    /// [`Run::with_resume`]; any other error removes it.
+    pub fn run_to(&self, checkpoint: Checkpoint, out: impl AsRef<Path>, run: &Run<'_>) -> Result<Report> {
+        self.check(run)?;
+        stream::run_to(self, checkpoint, out.as_ref(), run)
+    }
+
+    /// What [`Pipeline::run_to`] would write: the very bytes of every file, without writing or (where the encoding's
+    /// size follows from shapes) reading a value.
+    pub fn predict(&self, checkpoint: Checkpoint, run: &Run<'_>) -> Result<Prediction> {
+        self.check(run)?;
+        predict::predict(&self.passes, checkpoint, run)
+    }
+
+    fn report(
+        &self,
+        input: &Checkpoint,
+        passes: Vec<PassReport>,
+        output: Totals,
+        clock: Instant,
+    ) -> Result<Report> {
+        let covered: BTreeSet<&str> = passes
+            .iter()
+            .flat_map(|p| &p.rows)
+            .filter(|r| !matches!(r.outcome, Outcome::Left { .. }))
+            .map(|r| r.weight.as_str())
+            .collect();
+        let (mut covered_bytes, mut eligible_bytes) = (0, 0);
+        for name in input.names() {
+            let info = input.info(&name)?;
+            if verify::is_eligible(&info) {
+                eligible_bytes += info.nbytes as u64;
+                if covered.contains(name.as_str()) {
+                    covered_bytes += info.nbytes as u64;
+                }
+            }
+        }
+        let report = Report {
+            version: VERSION.to_owned(),
+            passes,
+            input: totals(input)?,
+            output,
+            covered_bytes,
+            eligible_bytes,
+            seconds: clock.elapsed().as_secs_f64(),
+        };
+        if report.coverage() < self.coverage_floor {
+            let left: Vec<String> =
+                report.left().take(5).map(|(name, why)| format!("`{name}`: {why}")).collect();
+            let left =
+                if left.is_empty() { "other matrices were not selected".into() } else { left.join("; ") };
+            return Err(Error::CoverageTooLow {
+                reached: 100.0 * report.coverage(),
+                floor: 100.0 * self.coverage_floor,
+                left,
+            });
+        }
+        Ok(report)
+    }
+}
+
+/// Sizes of a checkpoint.
+fn totals(checkpoint: &Checkpoint) -> Result<Totals> {
+    let mut totals = Totals::default();
+    for name in checkpoint.names() {
+        totals.add(&checkpoint.info(&name)?);
+    }
+    Ok(totals)
+}
+
+/// The names that a pass selects. Errors where there are none.
+fn selected(pass: &str, select: &Select, checkpoint: &Checkpoint) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for name in checkpoint.names() {
+        if select.matches(&name, &checkpoint.info(&name)?.shape) {
+            names.insert(name);
+        }
+    }
+    if names.is_empty() {
+        let all = checkpoint.names();
+        let examples: Vec<String> = all.iter().take(3).map(|n| format!("`{n}`")).collect();
+        return Err(Error::NothingSelected {
+            pass: pass.to_owned(),
+            select: select.to_string(),
+            weights: all.len(),
+            examples: examples.join(", "),
+        });
+    }
+    Ok(names)
+}

@@ -1,0 +1,180 @@
+//! Running passes in memory: single-weight passes in parallel over weights, whole passes by their own `run`.
+
+use rayon::prelude::*;
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
+use super::{Run, selected};
+use crate::{
+    Checkpoint, Context, Event, Outcome, Pass, Result, Rewrite, SharedWeight, Stage, WeightInfo,
+    pass::Weightwise,
+    report::{PassReport, Row, Stored},
+    verify,
+    weight::to_f32_vec,
+};
+
+/// Runs passes one after the other; reports each.
+pub(super) fn run(
+    passes: &[Arc<dyn Pass>],
+    mut checkpoint: Checkpoint,
+    run: &Run<'_>,
+) -> Result<(Checkpoint, Vec<PassReport>)> {
+    let mut reports = Vec::new();
+    for pass in passes {
+        let clock = Instant::now();
+        let context = Context::new(run.stats, run.seed, run.progress);
+        context.progress(&Event::PassStarted { pass: pass.name() })?;
+        let (after, rows) = match pass.weightwise() {
+            Some(step) => each(step, checkpoint, &context)?,
+            None => whole(pass.as_ref(), checkpoint, &context)?,
+        };
+        checkpoint = after;
+        reports.push(report(pass.as_ref(), rows, clock));
+    }
+    Ok((checkpoint, reports))
+}
+
+/// The report of a pass that began at `clock`.
+pub(super) fn report(pass: &dyn Pass, rows: Vec<Row>, clock: Instant) -> PassReport {
+    PassReport {
+        name: pass.name().to_owned(),
+        stage: pass.stage(),
+        settings: pass.settings(),
+        rows,
+        seconds: clock.elapsed().as_secs_f64(),
+    }
+}
+
+fn each(
+    step: Weightwise<'_>,
+    mut checkpoint: Checkpoint,
+    context: &Context<'_>,
+) -> Result<(Checkpoint, Vec<Row>)> {
+    let names: Vec<String> = selected(step.pass.name(), step.select, &checkpoint)?.into_iter().collect();
+    let bytes = |name: &str| checkpoint.info(name).map_or(0, |i| i.nbytes as u64);
+    context
+        .progress(&Event::Started { weights: names.len(), bytes: names.iter().map(|n| bytes(n)).sum() })?;
+    let results: Vec<Result<(SharedWeight, Row)>> = names
+        .par_iter()
+        .map(|name| {
+            let done = rewrite(step, name, &checkpoint.get(name)?, context, &checkpoint)?;
+            context.progress(&Event::Weight { name, bytes: bytes(name), resumed: false })?;
+            Ok(done)
+        })
+        .collect();
+    let mut rows = Vec::new();
+    for (name, result) in names.into_iter().zip(results) {
+        let (weight, row) = result?;
+        checkpoint.insert(name, weight);
+        rows.push(row);
+    }
+    Ok((checkpoint, rows))
+}
+
+/// One single-weight pass on one weight: rewritten, verified, measured.
+pub(super) fn rewrite(
+    step: Weightwise<'_>,
+    name: &str,
+    weight: &SharedWeight,
+    context: &Context<'_>,
+    checkpoint: &Checkpoint,
+) -> Result<(SharedWeight, Row)> {
+    let clock = Instant::now();
+    let pass = step.pass.name();
+    let info = WeightInfo::of(weight.as_ref());
+    let values = if verify::is_float(&info) { Some(to_f32_vec(weight.as_ref())?) } else { None };
+    if let Some(values) = &values {
+        verify::finite(name, values)?;
+    }
+    let outcome = step.pass.rewrite(name, weight, context).map_err(|e| e.in_pass(pass, name))?;
+    let mut row = Row {
+        weight: name.to_owned(),
+        outcome: Outcome::Done,
+        before: Stored::from(&info),
+        after: None,
+        damage: None,
+        seconds: 0.0,
+    };
+    let after = match outcome {
+        Rewrite::Done(after) => {
+            let values = values.unwrap_or_default();
+            row.damage = verify::rewritten(
+                pass,
+                step.pass.stage(),
+                name,
+                &info,
+                &values,
+                &after,
+                checkpoint.codecs(),
+            )?;
+            after
+        }
+        Rewrite::Left { why } => {
+            row.outcome = Outcome::Left { why };
+            Arc::clone(weight)
+        }
+    };
+    row.after = Some(Stored::from(&WeightInfo::of(after.as_ref())));
+    row.seconds = clock.elapsed().as_secs_f64();
+    Ok((after, row))
+}
+
+/// A pass that sees the whole checkpoint; what it changed is found by comparing, and verified.
+fn whole(pass: &dyn Pass, before: Checkpoint, context: &Context<'_>) -> Result<(Checkpoint, Vec<Row>)> {
+    let after = pass.run(before.clone(), context).map_err(|e| e.in_pass(pass.name(), "*"))?;
+    let mut outcomes = context.take_outcomes();
+    let mut names: BTreeSet<String> = before.names().into_iter().collect();
+    names.extend(after.names());
+    let mut rows = Vec::new();
+    for name in names {
+        let said = outcomes.remove(&name);
+        if said.is_none() && before.shares(&after, &name) {
+            continue;
+        }
+        rows.push(compare(pass, &name, &before, &after, said)?);
+    }
+    Ok((after, rows))
+}
+
+fn compare(
+    pass: &dyn Pass,
+    name: &str,
+    before: &Checkpoint,
+    after: &Checkpoint,
+    said: Option<Outcome>,
+) -> Result<Row> {
+    let clock = Instant::now();
+    let broken = |rule: &str| crate::Error::RuleBroken {
+        pass: pass.name().to_owned(),
+        weight: name.to_owned(),
+        rule: rule.to_owned(),
+    };
+    if !before.contains(name) {
+        return Err(broken("it is new; a pass may cut and rename downwards, never add weights"));
+    }
+    let info = before.info(name)?;
+    let mut row = Row {
+        weight: name.to_owned(),
+        outcome: said.unwrap_or(Outcome::Done),
+        before: Stored::from(&info),
+        after: None,
+        damage: None,
+        seconds: 0.0,
+    };
+    if !after.contains(name) {
+        if pass.stage() != Stage::Shape {
+            return Err(broken("it is gone; only a pass of stage `shape` may remove weights"));
+        }
+        row.outcome = Outcome::Removed;
+        return Ok(row);
+    }
+    row.after = Some(Stored::from(&after.info(name)?));
+    if !before.shares(after, name) {
+        let old = before.get(name)?;
+        let values = if verify::is_float(&info) { to_f32_vec(old.as_ref())? } else { Vec::new() };
+        let new = after.get(name)?;
+        row.damage =
+            verify::rewritten(pass.name(), pass.stage(), name, &info, &values, &new, after.codecs())?;
+    }
+    row.seconds = clock.elapsed().as_secs_f64();
+    Ok(row)
+}

@@ -1,0 +1,106 @@
+//! What a run would write, to the byte.
+//!
+//! The same layout functions as the real run, fed with outlines: what the passes say of shapes alone, and where they
+//! cannot (a sparse weight's size depends on its zeros), the weight itself, computed and thrown away.
+
+use std::sync::Arc;
+
+use super::{Run, memory, stream};
+use crate::{
+    Checkpoint, Context, Outline, Pass, Result,
+    report::Totals,
+    store::{
+        layout::{self, FileWeight, Sharding},
+        output::side_files,
+        read::INDEX_FILE,
+        write::parts_of,
+    },
+};
+
+/// The files that a run would write.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Prediction {
+    /// File names and bytes, sorted; the report (whose timings vary) is not among them.
+    pub files: Vec<(String, u64)>,
+    /// Bytes of all of them.
+    pub bytes: u64,
+    /// The checkpoint that goes in.
+    pub input: Totals,
+    /// Bytes of all arrays that come out.
+    pub array_bytes: u64,
+    /// Weights whose values had to be read, because shapes alone do not decide their size.
+    pub computed: usize,
+}
+
+pub(super) fn predict(passes: &[Arc<dyn Pass>], input: Checkpoint, run: &Run<'_>) -> Result<Prediction> {
+    let before = super::totals(&input)?;
+    let (first, streamed) = passes.split_at(stream::whole_passes(passes));
+    let (checkpoint, _) = memory::run(first, input, run)?;
+    let steps = stream::Steps::new(streamed, &checkpoint)?;
+    let context = Context::new(run.stats, run.seed, run.progress);
+    let mut sharding = Sharding::new(run.shard_bytes);
+    let mut shards: Vec<Vec<FileWeight>> = Vec::new();
+    let mut computed = 0;
+    for name in checkpoint.names() {
+        let outline = match outlined(&steps, &name, &checkpoint)? {
+            Some(outline) => outline,
+            None => {
+                computed += 1;
+                let (weight, _) = stream::through(&steps, &name, &checkpoint, &context)?;
+                Outline::of_parts(&parts_of(&name, weight.as_ref())?)
+            }
+        };
+        let weight = FileWeight::of_outline(&name, &outline, checkpoint.codecs())?;
+        let shard = sharding.place(weight.nbytes());
+        shards.resize_with(shards.len().max(shard + 1), Vec::new);
+        shards[shard].push(weight);
+    }
+    shards.resize_with(shards.len().max(1), Vec::new);
+    let files = files(&checkpoint, &shards)?;
+    Ok(Prediction {
+        bytes: files.iter().map(|(_, bytes)| bytes).sum(),
+        files,
+        input: before,
+        array_bytes: shards.iter().flatten().map(FileWeight::nbytes).sum(),
+        computed,
+    })
+}
+
+/// The outline of a weight after all steps, where every step can tell.
+fn outlined(steps: &stream::Steps<'_>, name: &str, checkpoint: &Checkpoint) -> Result<Option<Outline>> {
+    let info = checkpoint.info(name)?;
+    let mut outline = match layout::dense_type(&info) {
+        Some(dtype) => Outline::dense(info.encoding, dtype, info.shape),
+        None => Outline::of_parts(&parts_of(name, checkpoint.get(name)?.as_ref())?),
+    };
+    for (_, step) in steps.of(name) {
+        match step.pass.outline(name, &outline) {
+            Some(after) => outline = after,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(outline))
+}
+
+fn files(checkpoint: &Checkpoint, shards: &[Vec<FileWeight>]) -> Result<Vec<(String, u64)>> {
+    let mut files = Vec::new();
+    for (index, shard) in shards.iter().enumerate() {
+        let data: u64 = shard.iter().map(FileWeight::nbytes).sum();
+        files.push((layout::shard_name(index, shards.len()), layout::header(shard)?.len() as u64 + data));
+    }
+    if shards.len() > 1 {
+        files.push((INDEX_FILE.to_owned(), layout::index(shards).len() as u64));
+    }
+    let weights = shards.concat();
+    let config = layout::config(checkpoint.config(), &weights, checkpoint.codecs())?;
+    files.push(("config.json".to_owned(), config.len() as u64));
+    if let Some(dir) = checkpoint.dir() {
+        for file in side_files(dir)? {
+            let path = dir.join(&file);
+            let bytes = path.metadata().map_err(crate::Error::io(&path))?.len();
+            files.push((file.to_string_lossy().into_owned(), bytes));
+        }
+    }
+    files.sort();
+    Ok(files)
+}

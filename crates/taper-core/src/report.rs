@@ -1,0 +1,229 @@
+//! What each pass did to each weight: a table on `Display`, JSON through serde.
+
+use std::fmt;
+
+use crate::{Stage, WeightInfo, weight::bits_per_weight};
+
+/// How a selected weight ended.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "outcome")]
+pub enum Outcome {
+    /// The pass changed it.
+    Done,
+    /// The pass removed it (only passes of stage `shape` may).
+    Removed,
+    /// It stayed as it was.
+    Left {
+        /// The reason, for people.
+        why: String,
+    },
+}
+
+/// The stored form of a weight before or after a pass.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Stored {
+    /// Logical shape.
+    pub shape: Vec<usize>,
+    /// The encoding, for people.
+    pub format: String,
+    /// Bytes in a file.
+    pub bytes: u64,
+    /// Bits per weight: codes, scales, zero points and metadata counted.
+    pub bits_per_weight: f64,
+}
+
+impl From<&WeightInfo> for Stored {
+    fn from(info: &WeightInfo) -> Self {
+        Self {
+            shape: info.shape.clone(),
+            format: info.encoding.format.clone(),
+            bytes: info.nbytes as u64,
+            bits_per_weight: info.bits_per_weight(),
+        }
+    }
+}
+
+/// How far a weight's values moved, measured on decoded values.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Damage {
+    /// Σ (w − ŵ)² / Σ w².
+    pub normalised_mse: f64,
+    /// max |w − ŵ|.
+    pub max_error: f64,
+}
+
+impl Damage {
+    /// Signal to noise in dB: −10 log₁₀ of the normalised mean squared error; infinite where nothing moved.
+    #[must_use]
+    pub fn signal_to_noise_db(&self) -> f64 {
+        -10.0 * self.normalised_mse.log10()
+    }
+}
+
+/// What a pass did to one weight.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Row {
+    /// The weight.
+    pub weight: String,
+    /// How it ended.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// Its stored form before.
+    pub before: Stored,
+    /// Its stored form after; absent where it was removed.
+    pub after: Option<Stored>,
+    /// How far its values moved; absent where it was left, removed or cut to another shape.
+    pub damage: Option<Damage>,
+    /// Seconds spent on it.
+    pub seconds: f64,
+}
+
+/// What one pass did.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct PassReport {
+    /// The pass.
+    pub name: String,
+    /// What it changes.
+    pub stage: Stage,
+    /// Its options.
+    pub settings: serde_json::Value,
+    /// Its selected weights, by name.
+    pub rows: Vec<Row>,
+    /// Seconds in all.
+    pub seconds: f64,
+}
+
+/// Sizes of a whole checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Totals {
+    /// Weights.
+    pub weights: usize,
+    /// Elements of all weights.
+    pub elements: u64,
+    /// Bytes of all weights.
+    pub bytes: u64,
+}
+
+impl Totals {
+    /// Bits per weight over the whole checkpoint.
+    #[must_use]
+    pub fn bits_per_weight(&self) -> f64 {
+        bits_per_weight(self.bytes as usize, self.elements as usize)
+    }
+
+    /// Counts one more weight.
+    pub fn add(&mut self, info: &WeightInfo) {
+        self.weights += 1;
+        self.elements += info.elements() as u64;
+        self.bytes += info.nbytes as u64;
+    }
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Report {
+    /// Version of Taper.
+    pub version: String,
+    /// The passes, in order.
+    pub passes: Vec<PassReport>,
+    /// The checkpoint that went in.
+    pub input: Totals,
+    /// The checkpoint that came out.
+    pub output: Totals,
+    /// Bytes of input matrices (float, two or more dimensions) that some pass changed or removed.
+    pub covered_bytes: u64,
+    /// Bytes of all input matrices.
+    pub eligible_bytes: u64,
+    /// Seconds in all.
+    pub seconds: f64,
+}
+
+impl Report {
+    /// Bytes compressed over bytes eligible, 0 to 1; 1 where nothing is eligible.
+    #[must_use]
+    pub fn coverage(&self) -> f64 {
+        if self.eligible_bytes == 0 {
+            return 1.0;
+        }
+        self.covered_bytes as f64 / self.eligible_bytes as f64
+    }
+
+    /// The weights that some pass left as they were, with the reason.
+    pub fn left(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.passes.iter().flat_map(|p| &p.rows).filter_map(|row| match &row.outcome {
+            Outcome::Left { why } => Some((row.weight.as_str(), why.as_str())),
+            _ => None,
+        })
+    }
+}
+
+impl fmt::Display for PassReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} ({}), {:.2} s", self.name, self.stage, self.seconds)?;
+        let width = self.rows.iter().map(|r| r.weight.len()).max().unwrap_or(0).max(6);
+        writeln!(
+            f,
+            "  {:width$}  {:>14}  {:>12} {:>16}  {:>11} {:>6}  {:>10} {:>9}",
+            "weight", "shape", "from", "to", "bytes", "bits", "nMSE", "max err"
+        )?;
+        for row in &self.rows {
+            let Some(after) = row.after.as_ref().filter(|_| row.outcome == Outcome::Done) else {
+                continue;
+            };
+            let shape = after.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("×");
+            write!(
+                f,
+                "  {:width$}  {shape:>14}  {:>12} {:>16}  {:>11} {:>6.3}",
+                row.weight, row.before.format, after.format, after.bytes, after.bits_per_weight
+            )?;
+            match &row.damage {
+                Some(d) => writeln!(f, "  {:>10.3e} {:>9.2e}", d.normalised_mse, d.max_error)?,
+                None => writeln!(f, "  {:>10} {:>9}", "-", "-")?,
+            }
+        }
+        let removed = self.rows.iter().filter(|r| r.outcome == Outcome::Removed).count();
+        if removed > 0 {
+            writeln!(f, "  removed {removed} weights")?;
+        }
+        for (why, names) in by_reason(&self.rows) {
+            let examples = names.iter().take(3).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+            let more = if names.len() > 3 { ", …" } else { "" };
+            writeln!(f, "  left {}: {why} ({examples}{more})", names.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// Left weights grouped by reason, in order of first appearance.
+fn by_reason(rows: &[Row]) -> Vec<(&str, Vec<&str>)> {
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+    for row in rows {
+        if let Outcome::Left { why } = &row.outcome {
+            match groups.iter_mut().find(|(reason, _)| reason == why) {
+                Some((_, names)) => names.push(&row.weight),
+                None => groups.push((why, vec![&row.weight])),
+            }
+        }
+    }
+    groups
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for pass in &self.passes {
+            pass.fmt(f)?;
+        }
+        writeln!(
+            f,
+            "{} weights, {} bytes ({:.3} bits per weight) -> {} weights, {} bytes ({:.3} bits per weight), {:.2}×",
+            self.input.weights,
+            self.input.bytes,
+            self.input.bits_per_weight(),
+            self.output.weights,
+            self.output.bytes,
+            self.output.bits_per_weight(),
+            self.input.bytes as f64 / self.output.bytes.max(1) as f64,
+        )?;
+        write!(f, "coverage {:.1} % of the matrices' bytes, {:.2} s", 100.0 * self.coverage(), self.seconds)
+    }
+}

@@ -1,0 +1,190 @@
+//! Product, row lookup and dense form of any weight that can decode one row.
+//!
+//! ```text
+//! y[m, o] = Σ_i x[m, i] · row_o[i]          one decoded row lives per thread, never the matrix
+//! ```
+//!
+//! Every output is summed by one thread in one order, so results do not depend on the number of threads.
+//! The product carries a gradient to `x` (∂x = ∂y · W); an encoded weight itself is not trainable.
+
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor, backend::BackendStorage};
+use rayon::prelude::*;
+
+use super::{Weight, last_dim_is};
+use crate::{Error, Result};
+
+/// A matrix (or anything flattened to one) that decodes row by row.
+pub trait Rows: Clone + Send + Sync + 'static {
+    /// Rows: the first dimension.
+    fn rows(&self) -> usize;
+
+    /// Columns: everything after the first dimension.
+    fn cols(&self) -> usize;
+
+    /// Writes row `row` (`cols` values) to `out`.
+    fn decode_row(&self, row: usize, out: &mut [f32]);
+
+    /// Σ_i row[i] · x[i]; `scratch` has `cols` values and may be used freely.
+    ///
+    /// Override it where the encoding can multiply without decoding (skipping zeros, say).
+    fn dot_row(&self, row: usize, x: &[f32], scratch: &mut [f32]) -> f32 {
+        self.decode_row(row, scratch);
+        dot(scratch, x)
+    }
+}
+
+/// Dot product in sixteen fixed lanes: one summation order for every machine and thread count, and a shape that
+/// compilers vectorise.
+#[must_use]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0f32; 16];
+    let (a16, a_rest) = a.as_chunks::<16>();
+    let (b16, b_rest) = b.as_chunks::<16>();
+    for (x, y) in a16.iter().zip(b16) {
+        for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane += x * y;
+        }
+    }
+    for ((lane, x), y) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
+        *lane += x * y;
+    }
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+    }
+    lanes[0]
+}
+
+/// x · Wᵀ on slices: `x` is `[batch, cols]`, the result `[batch, rows]`.
+#[must_use]
+pub fn matmul_slice<R: Rows>(weight: &R, x: &[f32], batch: usize) -> Vec<f32> {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    // Computed as [rows, batch] so that each thread writes its own stretch, transposed at the end.
+    let mut by_row = vec![0f32; rows * batch];
+    if batch > 0 {
+        by_row.par_chunks_mut(batch).enumerate().for_each_init(
+            || vec![0f32; cols],
+            |scratch, (row, out)| {
+                if let [one] = out {
+                    *one = weight.dot_row(row, x, scratch);
+                } else {
+                    weight.decode_row(row, scratch);
+                    for (y, x) in out.iter_mut().zip(x.chunks_exact(cols.max(1))) {
+                        *y = dot(scratch, x);
+                    }
+                }
+            },
+        );
+    }
+    if batch == 1 {
+        return by_row;
+    }
+    let mut y = vec![0f32; rows * batch];
+    for (row, stretch) in by_row.chunks_exact(batch.max(1)).enumerate() {
+        for (m, value) in stretch.iter().enumerate() {
+            y[m * rows + row] = *value;
+        }
+    }
+    y
+}
+
+/// The dense values, row-major.
+#[must_use]
+pub fn dense_slice<R: Rows>(weight: &R) -> Vec<f32> {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let mut out = vec![0f32; rows * cols];
+    if cols > 0 {
+        out.par_chunks_mut(cols).enumerate().for_each(|(row, out)| weight.decode_row(row, out));
+    }
+    out
+}
+
+/// [`Weight::matmul`] of a weight that decodes by rows.
+pub fn matmul<R: Rows + Weight>(weight: &R, x: &Tensor) -> Result<Tensor> {
+    let (out, inner) = matrix_shape(weight, "the product")?;
+    let (lead, batch) = split_lead(x, inner, weight)?;
+    let dtype = x.dtype();
+    let flat = x.reshape((batch, inner))?.to_dtype(DType::F32)?.contiguous()?;
+    let y = if x.device().is_cpu() {
+        flat.apply_op1(RowProduct { weight: weight.clone(), batch })?
+    } else {
+        flat.matmul(&weight.dense()?.to_device(x.device())?.t()?)? // (batch, out)
+    };
+    Ok(y.to_dtype(dtype)?.reshape([lead, vec![out]].concat())?)
+}
+
+/// [`Weight::gather`] of a weight that decodes by rows: only the rows asked for are ever decoded.
+pub fn gather<R: Rows + Weight>(weight: &R, ids: &Tensor) -> Result<Tensor> {
+    let (out, inner) = matrix_shape(weight, "row lookup")?;
+    let list = ids.flatten_all()?.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+    let mut rows = vec![0f32; list.len() * inner];
+    for (id, row) in list.iter().zip(rows.chunks_exact_mut(inner.max(1))) {
+        let index = usize::try_from(*id).ok().filter(|&i| i < out).ok_or_else(|| {
+            Error::bad_option("row id", id, format!("the weight has {out} rows, 0 to {}", out.max(1) - 1))
+        })?;
+        weight.decode_row(index, row);
+    }
+    Ok(Tensor::from_vec(rows, [ids.dims(), &[inner]].concat(), ids.device())?)
+}
+
+/// [`Weight::dense`] of a weight that decodes by rows: f32, of the logical shape.
+pub fn dense<R: Rows + Weight>(weight: &R) -> Result<Tensor> {
+    Ok(Tensor::from_vec(dense_slice(weight), weight.shape(), &Device::Cpu)?)
+}
+
+/// `(out, in)` of a weight that must be a matrix.
+pub(crate) fn matrix_shape(weight: &dyn Weight, operation: &'static str) -> Result<(usize, usize)> {
+    match weight.shape() {
+        &[out, inner] => Ok((out, inner)),
+        shape => Err(Error::Unsupported {
+            operation,
+            shape: shape.to_vec(),
+            format: weight.encoding().format,
+            message: "needs a matrix, [out, in]".into(),
+        }),
+    }
+}
+
+/// Leading dimensions and their product of an activation `[.., inner]`.
+pub(crate) fn split_lead(x: &Tensor, inner: usize, weight: &dyn Weight) -> Result<(Vec<usize>, usize)> {
+    if !last_dim_is(x, inner) {
+        return Err(Error::Unsupported {
+            operation: "the product",
+            shape: weight.shape().to_vec(),
+            format: weight.encoding().format,
+            message: format!("the activations have shape {:?}, expected [.., {inner}]", x.dims()),
+        });
+    }
+    let lead = x.dims()[..x.rank() - 1].to_vec();
+    let batch = lead.iter().product();
+    Ok((lead, batch))
+}
+
+/// The product as a candle op, so that gradients reach the activations.
+struct RowProduct<R> {
+    weight: R,
+    batch: usize,
+}
+
+impl<R: Rows + Weight> CustomOp1 for RowProduct<R> {
+    fn name(&self) -> &'static str {
+        "taper-row-product"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("taper-row-product needs contiguous activations")
+        };
+        let CpuStorage::F32(values) = storage else {
+            candle_core::bail!("taper-row-product needs f32 activations, not {:?}", storage.dtype())
+        };
+        let y = matmul_slice(&self.weight, &values[start..end], self.batch);
+        Ok((CpuStorage::F32(y), Shape::from((self.batch, self.weight.rows()))))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let dense = self.weight.dense().map_err(candle_core::Error::from)?;
+        Ok(Some(grad.matmul(&dense)?)) // (batch, out) · (out, in)
+    }
+}
