@@ -1,0 +1,36 @@
+//! From values to codes and back.
+//!
+//! One file per kind of code: [`int`] for integers of 2 to 8 bits, [`nf4`] for the sixteen quantiles of bitsandbytes.
+
+pub mod int;
+pub mod nf4;
+
+use rayon::prelude::*;
+
+use crate::{Error, Result};
+
+/// Refuses values that are NaN or infinite, saying how many and where the first is.
+pub(crate) fn check_finite(values: &[f32]) -> Result<()> {
+    if values.par_chunks(1 << 16).all(|run| run.iter().all(|x| x.is_finite())) {
+        return Ok(());
+    }
+    let count = values.iter().filter(|x| !x.is_finite()).count();
+    let first = values.iter().position(|x| !x.is_finite()).unwrap_or_default();
+    Err(Error::NotFinite { count, first })
+}
+
+/// Checks importances and scales them to a mean of 1; `None` where they say nothing (all zero).
+pub(crate) fn normalized(importance: Option<&[f32]>, cols: usize) -> Result<Option<Vec<f32>>> {
+    let Some(importance) = importance else { return Ok(None) };
+    if importance.len() != cols {
+        return Err(Error::Length { what: "importance", found: importance.len(), expected: cols });
+    }
+    if let Some(column) = importance.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
+        return Err(Error::Importance { column, value: importance[column] });
+    }
+    let mean = importance.iter().map(|&w| f64::from(w)).sum::<f64>() / cols.max(1) as f64;
+    if mean <= 0.0 {
+        return Ok(None);
+    }
+    Ok(Some(importance.iter().map(|&w| (f64::from(w) / mean) as f32).collect()))
+}

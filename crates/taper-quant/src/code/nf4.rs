@@ -1,0 +1,465 @@
+//! NF4: sixteen quantiles of a normal distribution, one scale per block (Dettmers et al., QLoRA, 2023).
+//!
+//! ```text
+//! x̂ = absmax_block · TABLE[code]       two codes per byte, the first in the high nibble
+//! ```
+//!
+//! Blocks run over the flattened row-major weight, as in bitsandbytes: they may cross rows, and the last may be short.
+//! With double quantization the scales themselves are bytes: absmax = map[u8] · nested + offset, see [`Nested`].
+//!
+//! Under [`Fit::AbsMax`] codes and scales equal those of bitsandbytes; under [`Fit::Search`] the scale is the positive one
+//! of least squared error, and codes are chosen for the scale as it will be read back.
+
+use rayon::prelude::*;
+
+use super::{check_finite, normalized};
+use crate::{
+    Error, Result,
+    fit::{Fit, Levels, ROUND, Sample, search},
+};
+use std::num::NonZeroUsize;
+
+/// The sixteen levels.
+#[expect(clippy::excessive_precision, reason = "the digits that bitsandbytes publishes")]
+pub const TABLE: [f32; 16] = [
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+];
+
+/// The code of zero.
+pub const ZERO_CODE: u8 = 7;
+
+/// Blocks that share one nested scale.
+pub const NESTED_BLOCK: usize = 256;
+
+/// Cells of the lookup grid over −1..=1: finer than the narrowest gap between thresholds, so a cell holds at most one.
+const CELLS: usize = 128;
+
+/// Largest f32 not above each midpoint of neighbouring levels: u > threshold exactly where the upper level is nearer.
+const THRESHOLDS: [f32; 15] = {
+    let mut thresholds = [0f32; 15];
+    let mut i = 0;
+    while i < 15 {
+        let middle = (TABLE[i] as f64 + TABLE[i + 1] as f64) / 2.0;
+        let rounded = middle as f32;
+        thresholds[i] = if rounded as f64 > middle { rounded.next_down() } else { rounded };
+        i += 1;
+    }
+    thresholds
+};
+
+/// For each cell of u = (cell − 64) / 64 ± 1/128: the threshold in it (or beyond it) and the code below that threshold.
+const LOOKUP: [(f32, u8); CELLS + 1] = {
+    let mut lookup = [(2f32, 15u8); CELLS + 1];
+    let mut cell = 0;
+    while cell <= CELLS {
+        // A little wider than the cell, because the cell of a value is found by rounding.
+        let start = (cell as f64 - 64.5) / 64.0 - 1e-6;
+        let mut code = 0;
+        while code < 15 && (THRESHOLDS[code] as f64) < start {
+            code += 1;
+        }
+        if code < 15 {
+            lookup[cell] = (THRESHOLDS[code], code as u8);
+        }
+        cell += 1;
+    }
+    lookup
+};
+
+/// The code of the level nearest to `u`; of two equally near ones the lower.
+#[inline]
+#[must_use]
+pub fn nearest(u: f32) -> u8 {
+    let c = if u > -1.0 { u } else { -1.0 };
+    let c = if c < 1.0 { c } else { 1.0 };
+    let cell = (c * 64.0 + (ROUND + 64.0)).to_bits() & 0xff;
+    let (threshold, below) = LOOKUP[(cell as usize).min(CELLS)];
+    below + u8::from(c > threshold)
+}
+
+/// The levels as the scale search sees them.
+#[derive(Debug, Clone, Copy)]
+struct Quantiles;
+
+impl Levels for Quantiles {
+    #[inline(always)]
+    fn nearest(self, u: f32) -> f32 {
+        TABLE[usize::from(nearest(u) & 15)]
+    }
+}
+
+/// The scales of all blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Absmax {
+    /// One f32 per block.
+    Plain(Vec<f32>),
+    /// One byte per block: double quantization.
+    Nested(Nested),
+}
+
+/// Doubly quantized scales: absmax\[i\] = map\[codes\[i\]\] · scales\[i / block\] + offset.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Nested {
+    /// One byte per block.
+    pub codes: Vec<u8>,
+    /// One f32 per `block` bytes.
+    pub scales: Vec<f32>,
+    /// The 256 values that bytes stand for.
+    pub map: Vec<f32>,
+    /// Bytes that share a scale; [`NESTED_BLOCK`] when written here.
+    pub block: usize,
+    /// The mean of the original scales.
+    pub offset: f32,
+}
+
+impl Absmax {
+    /// The scale of a block; 0 beyond the last.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, block: usize) -> f32 {
+        match self {
+            Self::Plain(absmax) => absmax.get(block).copied().unwrap_or(0.0),
+            Self::Nested(nested) => nested.get(block),
+        }
+    }
+
+    /// How many blocks there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Plain(absmax) => absmax.len(),
+            Self::Nested(nested) => nested.codes.len(),
+        }
+    }
+
+    /// True where there is no block.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Nested {
+    /// Quantizes scales to bytes: less their mean, in blocks of 256, to the nearest value of [`dynamic_map`].
+    #[must_use]
+    pub fn encode(absmax: &[f32]) -> Self {
+        let mean = absmax.iter().map(|&a| f64::from(a)).sum::<f64>() / absmax.len().max(1) as f64;
+        let (offset, map) = (mean as f32, dynamic_map());
+        let mut codes = Vec::with_capacity(absmax.len());
+        let mut scales = Vec::with_capacity(absmax.len().div_ceil(NESTED_BLOCK));
+        for block in absmax.chunks(NESTED_BLOCK) {
+            let largest = block.iter().fold(0f32, |m, a| m.max((a - offset).abs()));
+            let scale = if largest > 0.0 { largest } else { 1.0 };
+            scales.push(largest);
+            codes.extend(block.iter().map(|a| nearest_in(&map, (a - offset) / scale)));
+        }
+        Self { codes, scales, map, block: NESTED_BLOCK, offset }
+    }
+
+    #[inline]
+    fn get(&self, block: usize) -> f32 {
+        let (Some(&code), Some(&scale)) = (self.codes.get(block), self.scales.get(block / self.block.max(1)))
+        else {
+            return 0.0;
+        };
+        self.map.get(usize::from(code)).copied().unwrap_or(0.0) * scale + self.offset
+    }
+}
+
+/// Index of the nearest value of a sorted map; of two equally near ones the lower.
+fn nearest_in(map: &[f32], u: f32) -> u8 {
+    let above = map.partition_point(|m| *m < u).clamp(1, map.len() - 1);
+    let below = above - 1;
+    let upper = f64::from(map[above]) - f64::from(u) < f64::from(u) - f64::from(map[below]);
+    u8::try_from(if upper { above } else { below }).unwrap_or(u8::MAX)
+}
+
+/// The 256 values of bitsandbytes' signed dynamic 8-bit type, sorted.
+///
+/// For i = 0..=6: the 2^i midpoints of even steps over 0.1..=1, times 10^(i−6), with both signs; and 0 and 1.
+#[must_use]
+pub fn dynamic_map() -> Vec<f32> {
+    let mut map = vec![0.0f32, 1.0];
+    for i in 0..=6i32 {
+        let intervals = 1 << i;
+        let step = 0.9 / f64::from(intervals);
+        for j in 0..intervals {
+            let middle = (0.1 + (f64::from(j) + 0.5) * step) * 10f64.powi(i - 6);
+            map.extend([middle as f32, -middle as f32]);
+        }
+    }
+    map.sort_by(f32::total_cmp);
+    map
+}
+
+/// What an NF4 encoding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Nf4Scheme {
+    /// Elements per scale.
+    pub block: NonZeroUsize,
+    /// Whether the scales are bytes themselves.
+    pub scales: BlockScales,
+}
+
+/// How the scales of NF4 blocks are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum BlockScales {
+    /// f32: 32 / block bits per weight.
+    #[default]
+    Plain,
+    /// Double quantization: about 8 / block bits per weight.
+    Double,
+}
+
+impl Nf4Scheme {
+    /// Blocks of `block` elements with f32 scales.
+    ///
+    /// # Errors
+    /// [`Error::EmptyBlock`] where `block` is 0.
+    pub fn new(block: usize) -> Result<Self> {
+        let block = NonZeroUsize::new(block).ok_or(Error::EmptyBlock)?;
+        Ok(Self { block, scales: BlockScales::Plain })
+    }
+
+    /// With doubly quantized scales.
+    #[must_use]
+    pub fn double_quant(mut self) -> Self {
+        self.scales = BlockScales::Double;
+        self
+    }
+}
+
+impl std::fmt::Display for Nf4Scheme {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let double = if self.scales == BlockScales::Double { " dq" } else { "" };
+        write!(f, "nf4 b{}{double}", self.block)
+    }
+}
+
+/// A weight of NF4 codes with its scales.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncodedNf4 {
+    /// Two codes per byte, ⌈elements / 2⌉ bytes; a last odd nibble is [`ZERO_CODE`].
+    pub codes: Vec<u8>,
+    /// The scales.
+    pub absmax: Absmax,
+}
+
+/// Encodes values, row-major with `cols` columns (which only importance looks at).
+///
+/// # Errors
+/// [`Error::Conflict`] for [`Fit::MinMax`]; slices that do not fit together; values that are not finite.
+pub fn encode(
+    values: &[f32],
+    cols: usize,
+    scheme: Nf4Scheme,
+    fit: &Fit,
+    importance: Option<&[f32]>,
+) -> Result<EncodedNf4> {
+    check_fit(fit)?;
+    super::int::row_count(values, cols)?;
+    check_finite(values)?;
+    let importance = normalized(importance, cols)?;
+    let block = scheme.block.get();
+    let scales: Vec<f32> = values
+        .par_chunks(block)
+        .with_min_len((1 << 12) / block + 1)
+        .enumerate()
+        .map(|(b, x)| fit_block(x, b * block, fit, importance.as_deref()))
+        .collect();
+    let (absmax, chosen) = match scheme.scales {
+        BlockScales::Plain => (Absmax::Plain(scales), None),
+        BlockScales::Double => (Absmax::Nested(Nested::encode(&scales)), Some(scales)),
+    };
+    // bitsandbytes chooses codes before it quantizes the scales; a search knows better.
+    let codes = match (fit, chosen) {
+        (Fit::AbsMax, Some(exact)) => quantize(values, block, |b| exact[b]),
+        _ => quantize(values, block, |b| absmax.get(b)),
+    };
+    Ok(EncodedNf4 { codes, absmax })
+}
+
+/// Checks that a fit can serve NF4.
+pub(crate) fn check_fit(fit: &Fit) -> Result<()> {
+    match fit {
+        Fit::AbsMax | Fit::Search(_) => Ok(()),
+        Fit::MinMax => Err(Error::Conflict {
+            option: "fit",
+            conflict: "minmax spreads integer codes and has no meaning for nf4".into(),
+            expected: "choose absmax (as bitsandbytes does) or search".into(),
+        }),
+    }
+}
+
+fn fit_block(x: &[f32], start: usize, fit: &Fit, importance: Option<&[f32]>) -> f32 {
+    let (low, high) = Sample::new(x).extremes();
+    let peak = high.max(-low);
+    let Fit::Search(search) = fit else { return peak };
+    if peak == 0.0 {
+        return 0.0;
+    }
+    let weights: Option<Vec<f32>> =
+        importance.map(|w| (start..start + x.len()).map(|i| w[i % w.len()]).collect());
+    search::unit_scale(Sample::weighted(x, weights.as_deref()), peak, Quantiles, search.steps).unwrap_or(peak)
+}
+
+fn quantize(values: &[f32], block: usize, scale: impl Fn(usize) -> f32 + Sync) -> Vec<u8> {
+    let mut codes = vec![0u8; values.len().div_ceil(2)];
+    // Two blocks are a whole number of bytes.
+    let blocks = 2 * ((1 << 12) / block + 1);
+    codes.par_chunks_mut(blocks * block / 2).zip(values.par_chunks(blocks * block)).enumerate().for_each(
+        |(task, (bytes, x))| {
+            let mut nibbles: Vec<u8> = Vec::with_capacity(x.len() + 1);
+            for (b, x) in x.chunks(block).enumerate() {
+                quantize_block(x, scale(task * blocks + b), &mut nibbles);
+            }
+            if !nibbles.len().is_multiple_of(2) {
+                nibbles.push(ZERO_CODE);
+            }
+            for (byte, [first, second]) in bytes.iter_mut().zip(nibbles.as_chunks::<2>().0) {
+                *byte = first << 4 | second;
+            }
+        },
+    );
+    codes
+}
+
+fn quantize_block(x: &[f32], scale: f32, nibbles: &mut Vec<u8>) {
+    let inverse = 1.0 / scale;
+    if scale == 0.0 {
+        nibbles.extend(std::iter::repeat_n(ZERO_CODE, x.len()));
+    } else if inverse.is_finite() {
+        // bitsandbytes multiplies by the reciprocal.
+        nibbles.extend(x.iter().map(|x| nearest(x * inverse)));
+    } else {
+        nibbles.extend(x.iter().map(|x| nearest(x / scale)));
+    }
+}
+
+/// Decodes the elements from `start` on into `out`.
+///
+/// `codes` holds at least `start + out.len()` nibbles.
+pub fn decode(codes: &[u8], table: &[f32; 16], absmax: &Absmax, block: usize, start: usize, out: &mut [f32]) {
+    levels(codes, table, start, out);
+    let (mut at, mut rest) = (start, out);
+    while !rest.is_empty() {
+        let here = (block - at % block).min(rest.len());
+        let (values, later) = rest.split_at_mut(here);
+        let scale = absmax.get(at / block);
+        for value in values {
+            *value *= scale;
+        }
+        at += here;
+        rest = later;
+    }
+}
+
+/// The levels of nibbles `start..`, without their scales.
+fn levels(codes: &[u8], table: &[f32; 16], start: usize, out: &mut [f32]) {
+    let (mut bytes, mut out) = (codes.get(start / 2..).unwrap_or_default(), out);
+    if !start.is_multiple_of(2) {
+        if let ([byte, later @ ..], [first, rest @ ..]) = (bytes, out) {
+            *first = table[usize::from(byte & 15)];
+            (bytes, out) = (later, rest);
+        } else {
+            return;
+        }
+    }
+    let (pairs, last) = out.as_chunks_mut::<2>();
+    for ([first, second], &byte) in pairs.iter_mut().zip(bytes) {
+        (*first, *second) = (table[usize::from(byte >> 4)], table[usize::from(byte & 15)]);
+    }
+    if let ([value], Some(byte)) = (last, bytes.get(pairs.len())) {
+        *value = table[usize::from(byte >> 4)];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The definition: the smallest distance, and of equal ones the first.
+    fn by_definition(u: f32) -> u8 {
+        let distance = |t: f32| (f64::from(u) - f64::from(t)).abs();
+        (0..16u8).reduce(|a, b| if distance(TABLE[b as usize]) < distance(TABLE[a as usize]) { b } else { a }).unwrap()
+    }
+
+    #[test]
+    fn ties_fall_to_the_lower_code() {
+        for (i, t) in THRESHOLDS.iter().enumerate() {
+            for u in [t.next_down(), *t, t.next_up()] {
+                assert_eq!(nearest(u), by_definition(u), "near threshold {i}: {u}");
+            }
+        }
+        assert_eq!((nearest(-7.0), nearest(7.0), nearest(0.0), nearest(-0.0)), (0, 15, ZERO_CODE, ZERO_CODE));
+    }
+
+    #[test]
+    fn every_level_is_its_own_code() {
+        for (code, level) in TABLE.iter().enumerate() {
+            assert_eq!(usize::from(nearest(*level)), code);
+        }
+    }
+
+    #[test]
+    fn the_dynamic_map_has_the_published_marks() {
+        let map = dynamic_map();
+        assert_eq!(map.len(), 256);
+        assert_eq!((map[0], map[127], map[128], map[255]), (-0.992_968_75, 0.0, 5.5e-7, 1.0));
+    }
+
+    #[test]
+    fn encodes_the_published_vector() {
+        let w: Vec<f32> = (0..64).map(|i| (i as f32 - 32.0) / 16.0).collect();
+        let encoded = encode(&w, 64, Nf4Scheme::new(64).unwrap(), &Fit::AbsMax, None).unwrap();
+        assert_eq!(encoded.absmax, Absmax::Plain(vec![2.0]));
+        let hex: String = encoded.codes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "000001111111122222333344455566677788999aaabbbccccddddeeeeeeeffff");
+        let pair = [TABLE[1], TABLE[2], -1.0];
+        let first = encode(&pair, 3, Nf4Scheme::new(64).unwrap(), &Fit::AbsMax, None).unwrap();
+        assert_eq!(first.codes, [0x12, 0x07]);
+    }
+
+    proptest! {
+        #[test]
+        fn lookup_agrees_with_the_definition(u in -1.2f32..1.2) {
+            prop_assert_eq!(nearest(u), by_definition(u));
+        }
+
+        #[test]
+        fn decoding_from_any_start_agrees_with_decoding_all(
+            values in prop::collection::vec(-3f32..3.0, 1..200),
+            block in 1usize..70, from in 0usize..200,
+        ) {
+            let scheme = Nf4Scheme::new(block).unwrap();
+            let encoded = encode(&values, values.len(), scheme, &Fit::AbsMax, None).unwrap();
+            let mut all = vec![0f32; values.len()];
+            decode(&encoded.codes, &TABLE, &encoded.absmax, block, 0, &mut all);
+            for (i, (x, decoded)) in values.iter().zip(&all).enumerate() {
+                let scale = encoded.absmax.get(i / block);
+                let best = TABLE.iter().map(|t| (t * scale - x).abs()).fold(f32::MAX, f32::min);
+                prop_assert!((decoded - x).abs() <= best + 1e-6 * scale);
+            }
+            let from = from.min(values.len());
+            let mut part = vec![0f32; values.len() - from];
+            decode(&encoded.codes, &TABLE, &encoded.absmax, block, from, &mut part);
+            prop_assert_eq!(&part, &all[from..]);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Everything that can go wrong in quantizing, as one enum with fields.
+//!
+//! Wording: lower case, names in backticks, what failed, then what would be right. Core carries these as
+//! [`taper_core::Error::Other`]; parts that contradict their encoding are core's own `BadParts`.
+
+use crate::scheme::ScaleType;
+
+/// The result of the slice-level functions of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What failed, and what would be right.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Bits outside 2..=8.
+    #[error("`bits` is {bits}; integers of 2 to 8 bits are supported")]
+    Bits {
+        /// What was asked for.
+        bits: u64,
+    },
+
+    /// A group of no elements.
+    #[error("`group` is 0; a group has at least one element (32, 64 and 128 are usual)")]
+    EmptyGroup,
+
+    /// An NF4 block of no elements.
+    #[error("`block` is 0; a block has at least one element (64 is usual)")]
+    EmptyBlock,
+
+    /// Options that contradict each other.
+    #[error("`{option}` {conflict}; {expected}")]
+    Conflict {
+        /// The option.
+        option: &'static str,
+        /// What it contradicts.
+        conflict: String,
+        /// What would be right.
+        expected: String,
+    },
+
+    /// A scale that its stored type cannot hold.
+    #[error(
+        "the scale {scale:e} of row {row} does not fit {scales}, whose largest value is {largest:e}; store the scales as bf16 or f32"
+    )]
+    ScaleOverflow {
+        /// The row whose scale it is; 0 where one scale serves the whole matrix.
+        row: usize,
+        /// The scale that the values ask for.
+        scale: f32,
+        /// The type chosen for scales.
+        scales: ScaleType,
+        /// Its largest finite value.
+        largest: f32,
+    },
+
+    /// A value that is NaN or infinite.
+    #[error("{count} values are not finite, the first at index {first}; only finite values can be quantized")]
+    NotFinite {
+        /// How many.
+        count: usize,
+        /// The flat index of the first.
+        first: usize,
+    },
+
+    /// A slice of another length than the shape asks for.
+    #[error("`{what}` has {found} elements, expected {expected}")]
+    Length {
+        /// The slice.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length that fits.
+        expected: usize,
+    },
+
+    /// Importance weights that are no weights.
+    #[error("importance {value} of column {column}; importances are finite and not negative")]
+    Importance {
+        /// The column.
+        column: usize,
+        /// Its value.
+        value: f32,
+    },
+}
+
+impl From<Error> for taper_core::Error {
+    fn from(error: Error) -> Self {
+        Self::other(error)
+    }
+}

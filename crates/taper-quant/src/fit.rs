@@ -1,0 +1,156 @@
+//! How scales are found: a choice of its own, apart from how codes are stored.
+//!
+//! A fit looks at the values that share a scale (a [`Sample`]) and returns their [`Grid`]. Whatever it returns is already
+//! rounded to the type in which the scale will be stored, so that an error measured here is the error of the file.
+//!
+//! Neighbours: [`absmax`], [`minmax`] and [`search`] hold one way each; [`crate::code`] turns a grid into codes.
+
+pub mod absmax;
+pub mod minmax;
+pub mod search;
+
+mod sums;
+
+pub(crate) use sums::{Levels, ROUND};
+
+pub use search::{ScaleSign, Search};
+
+use crate::{
+    Error, Result,
+    scheme::{Bits, ScaleType, Scheme, Symmetry},
+};
+
+/// The values that share a scale, and how much each matters.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample<'a> {
+    values: &'a [f32],
+    importance: Option<&'a [f32]>,
+}
+
+impl<'a> Sample<'a> {
+    /// Values that matter equally.
+    #[must_use]
+    pub fn new(values: &'a [f32]) -> Self {
+        Self { values, importance: None }
+    }
+
+    /// Values whose squared errors are weighted; the weights repeat every `importance.len()` values (the columns of a
+    /// matrix, say). No weights at all are equal weights.
+    #[must_use]
+    pub fn weighted(values: &'a [f32], importance: Option<&'a [f32]>) -> Self {
+        Self { values, importance: importance.filter(|w| !w.is_empty()) }
+    }
+
+    /// The values.
+    #[must_use]
+    pub fn values(&self) -> &'a [f32] {
+        self.values
+    }
+
+    /// The smallest and largest value, both widened to contain 0.
+    #[must_use]
+    pub fn extremes(&self) -> (f32, f32) {
+        let (mut low, mut high) = ([0f32; 8], [0f32; 8]);
+        let (runs, rest) = self.values.as_chunks::<8>();
+        let mut see = |run: &[f32]| {
+            for ((low, high), &x) in low.iter_mut().zip(&mut high).zip(run) {
+                *low = if x < *low { x } else { *low };
+                *high = if x > *high { x } else { *high };
+            }
+        };
+        runs.iter().for_each(|run| see(run));
+        see(rest);
+        (low.iter().copied().fold(0.0, f32::min), high.iter().copied().fold(0.0, f32::max))
+    }
+}
+
+/// Where the codes of one group lie: x̂ = scale · (q − zero).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Grid {
+    /// The scale as stored; never 0, not NaN, finite. Negative only where a signed [`Search`] chose so.
+    pub scale: f32,
+    /// The code of zero.
+    pub zero: i32,
+}
+
+impl Grid {
+    /// The grid of a group without a nonzero value: any scale serves.
+    pub const OF_ZEROS: Self = Self { scale: 1.0, zero: 0 };
+}
+
+/// How scales are found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fit {
+    /// Symmetric, ±(2^(b−1) − 1) spans ±max |x|; the classic, and exact for bitsandbytes.
+    AbsMax,
+    /// The whole range of codes spans the whole range of values, by the rules of compressed-tensors.
+    MinMax,
+    /// The least weighted squared error over a grid of scales, each refitted by least squares.
+    Search(Search),
+}
+
+impl Default for Fit {
+    /// [`Search`]: at 4 bits worth about a quarter of the squared error, at the same size.
+    fn default() -> Self {
+        Self::Search(Search::default())
+    }
+}
+
+impl Fit {
+    /// The codes that this fit uses.
+    #[must_use]
+    pub fn codes(&self, bits: Bits) -> (i32, i32) {
+        match self {
+            Self::AbsMax => (-bits.highest(), bits.highest()),
+            Self::MinMax | Self::Search(_) => (bits.lowest(), bits.highest()),
+        }
+    }
+
+    /// Checks that the fit can serve this symmetry.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] for `AbsMax` with zero points: it spans ±max |x|, where a zero point could only be 0.
+    pub fn check(&self, symmetry: Symmetry) -> Result<()> {
+        match (self, symmetry) {
+            (Self::AbsMax, Symmetry::Asymmetric) => Err(Error::Conflict {
+                option: "fit",
+                conflict: "absmax is symmetric by definition and cannot use zero points".into(),
+                expected: "choose minmax or search, or symmetric codes".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The grid of one group.
+    ///
+    /// # Errors
+    /// The scale that the values ask for, where the scheme's scale type cannot hold it.
+    pub fn grid(&self, sample: Sample<'_>, scheme: &Scheme) -> std::result::Result<Grid, f32> {
+        let (low, high) = sample.extremes();
+        if low == 0.0 && high == 0.0 {
+            return Ok(Grid::OF_ZEROS);
+        }
+        match self {
+            Self::AbsMax => absmax::grid(low, high, scheme.bits, scheme.scales),
+            Self::MinMax => minmax::grid(low, high, scheme),
+            Self::Search(search) => search.grid(sample, low, high, scheme),
+        }
+    }
+}
+
+/// A scale as its type stores it.
+///
+/// A nonzero scale never becomes 0: below the type's smallest value it is that value.
+///
+/// # Errors
+/// The scale itself, where the type cannot hold it.
+pub fn stored(scale: f32, scales: ScaleType) -> std::result::Result<f32, f32> {
+    let rounded = scales.round(scale);
+    if !rounded.is_finite() {
+        Err(scale)
+    } else if rounded == 0.0 {
+        Ok(scales.smallest().copysign(scale))
+    } else {
+        Ok(rounded)
+    }
+}
