@@ -1,0 +1,94 @@
+//! The embeddings and one layer, norms after each residual sum.
+//!
+//! ```text
+//! x = n(word[id] + position[0..] + type[0])
+//! x ← n(x + O · attend(Q x, K x, V x))
+//! x ← n(x + B · act(A x))
+//! ```
+
+use candle_core::Tensor;
+use taper_core::{
+    Result, WeightBuilder,
+    nn::{Embedding, LayerNorm, Linear, embedding, layer_norm, linear},
+};
+
+use super::BertConfig;
+use crate::{activation::Activation, attention};
+
+/// Word, position and token type tables; rows are looked up, no table is ever decoded whole.
+#[derive(Debug, Clone)]
+pub(super) struct Embeddings {
+    word: Embedding,
+    position: Embedding,
+    token_type: Embedding,
+    norm: LayerNorm,
+}
+
+impl Embeddings {
+    pub(super) fn new(config: &BertConfig, weights: &WeightBuilder) -> Result<Self> {
+        let hidden = config.hidden_size;
+        let table = |rows: usize, name: &str| embedding(rows, hidden, &weights.pp(name));
+        Ok(Self {
+            word: table(config.vocab_size, "word_embeddings")?,
+            position: table(config.max_position_embeddings, "position_embeddings")?,
+            token_type: table(config.type_vocab_size, "token_type_embeddings")?,
+            norm: layer_norm(hidden, config.layer_norm_eps, &weights.pp("LayerNorm"))?,
+        })
+    }
+
+    /// `[batch, len]` to `[batch, len, hidden]`; all tokens are of type 0.
+    pub(super) fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let len = u32::try_from(ids.dim(1)?).unwrap_or(u32::MAX);
+        let words = self.word.forward(ids)?;
+        let positions = self.position.forward(&Tensor::arange(0, len, ids.device())?)?; // (len, hidden)
+        let kind = self.token_type.forward(&Tensor::new(&[0u32], ids.device())?)?; // (1, hidden)
+        let rest = positions.broadcast_add(&kind)?;
+        self.norm.forward(&words.broadcast_add(&rest.to_dtype(words.dtype())?)?)
+    }
+}
+
+/// One layer.
+#[derive(Debug, Clone)]
+pub(super) struct Layer {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    attention_norm: LayerNorm,
+    up: Linear,
+    down: Linear,
+    output_norm: LayerNorm,
+    heads: usize,
+    activation: Activation,
+}
+
+impl Layer {
+    pub(super) fn new(config: &BertConfig, weights: &WeightBuilder) -> Result<Self> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let attention = weights.pp("attention");
+        let norm = |at: &WeightBuilder| layer_norm(hidden, config.layer_norm_eps, &at.pp("LayerNorm"));
+        let projection = |name: &str| linear(hidden, hidden, &attention.pp("self").pp(name));
+        Ok(Self {
+            q: projection("query")?,
+            k: projection("key")?,
+            v: projection("value")?,
+            o: linear(hidden, hidden, &attention.pp("output").pp("dense"))?,
+            attention_norm: norm(&attention.pp("output"))?,
+            up: linear(hidden, inner, &weights.pp("intermediate").pp("dense"))?,
+            down: linear(inner, hidden, &weights.pp("output").pp("dense"))?,
+            output_norm: norm(&weights.pp("output"))?,
+            heads: config.num_attention_heads,
+            activation: config.hidden_act,
+        })
+    }
+
+    /// `[batch, len, hidden]` to the same; `mask` is added to the scores, `[batch, 1, 1, 1, len]`.
+    pub(super) fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let split = |layer: &Linear| attention::split_heads(&layer.forward(x)?, self.heads);
+        let y = attention::attend(&split(&self.q)?, &split(&self.k)?, &split(&self.v)?, Some(mask))?;
+        let y = self.o.forward(&attention::join_heads(&y)?)?;
+        let x = self.attention_norm.forward(&(x + y)?)?;
+        let y = self.down.forward(&self.activation.forward(&self.up.forward(&x)?)?)?;
+        self.output_norm.forward(&(x + y)?)
+    }
+}
