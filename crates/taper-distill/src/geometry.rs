@@ -26,13 +26,12 @@ pub(crate) fn direction(x: &Tensor) -> Result<Tensor> {
 /// Pearson correlation of `a` and `b` [m, n] over the last dimension: [m].
 ///
 /// `weight` [m, n] of ones and zeros says which entries exist; `None` means all.
-/// The denominator is ‖a−ā‖·‖b−b̄‖ + 1e-8, as in the published DIST code, so a constant vector correlates with nothing (0).
+/// Each length is at least 1e-8, as cosine similarity is commonly computed, so a constant vector correlates with nothing (0).
 pub(crate) fn pearson(a: &Tensor, b: &Tensor, weight: Option<&Tensor>) -> Result<Tensor> {
     let (a, b) = (centred(a, weight)?, centred(b, weight)?);
-    let norm_a = sqrt_at_least(&a.sqr()?.sum(D::Minus1)?, TINY)?;
-    let norm_b = sqrt_at_least(&b.sqr()?.sum(D::Minus1)?, TINY)?;
-    let product = ((norm_a * norm_b)? + 1e-8)?;
-    Ok(((a * b)?.sum(D::Minus1)? / product)?)
+    let length_a = sqrt_at_least(&a.sqr()?.sum(D::Minus1)?, 1e-16)?;
+    let length_b = sqrt_at_least(&b.sqr()?.sum(D::Minus1)?, 1e-16)?;
+    Ok((a * b)?.sum(D::Minus1)?.div(&(length_a * length_b)?)?)
 }
 
 /// `x` [m, n] minus its mean over the last dimension, zero where `weight` is zero.
