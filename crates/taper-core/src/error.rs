@@ -313,7 +313,7 @@ impl Error {
     pub fn in_pass(self, pass: &str, weight: &str) -> Self {
         match self {
             // Cancelling is nobody's fault, and an error already placed keeps its place.
-            Self::Cancelled | Self::Pass { .. } => self,
+            Self::Cancelled | Self::Pass { .. } | Self::RuleBroken { .. } => self,
             other => Self::Pass { pass: pass.to_owned(), weight: weight.to_owned(), source: Box::new(other) },
         }
     }

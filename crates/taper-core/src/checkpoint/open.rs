@@ -16,7 +16,7 @@ use super::{Checkpoint, Entry, Lazy, Load, WeightInfo};
 use crate::{
     Claim, Codecs, Encoding, Error, Part, Parts, Result, SharedWeight,
     store::{Listing, METADATA_KEY},
-    weight::{checked_elements, parts::DENSE_ROLE},
+    weight::checked_elements,
 };
 
 impl Checkpoint {

@@ -97,15 +97,9 @@ pub(super) fn rewrite(
     let after = match outcome {
         Rewrite::Done(after) => {
             let values = values.unwrap_or_default();
-            row.damage = verify::rewritten(
-                pass,
-                step.pass.stage(),
-                name,
-                &info,
-                &values,
-                &after,
-                checkpoint.codecs(),
-            )?;
+            row.damage =
+                verify::rewritten(pass, step.pass.stage(), name, &info, &values, &after, checkpoint.codecs())
+                    .map_err(|e| e.in_pass(pass, name))?;
             after
         }
         Rewrite::Left { why } => {
