@@ -6,24 +6,17 @@
 use candle_core::{DType, Shape, Tensor};
 use half::{bf16, f16};
 use taper_core::{
-    Encoding, Error, Result, Weight,
+    Error, Result, Weight, WeightInfo, verify,
     weight::{checked_elements, to_f32_vec},
 };
 
-/// Formats that pruning changes, as [`Encoding::dense`] names them.
-const FLOATS: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::F64];
-
-/// True for plain float tensors.
-pub(crate) fn is_float(encoding: &Encoding) -> bool {
-    encoding.is_dense() && FLOATS.iter().any(|d| d.as_str() == encoding.format)
-}
-
 /// Why a weight cannot be pruned by its values; `None` where it can.
-pub(crate) fn reason_to_leave(shape: &[usize], encoding: &Encoding) -> Option<String> {
+pub(crate) fn reason_to_leave(info: &WeightInfo) -> Option<String> {
+    let WeightInfo { shape, encoding, .. } = info;
     if !encoding.is_dense() {
         return Some(format!("already encoded as {encoding}; prune before encoding"));
     }
-    if !is_float(encoding) {
+    if !verify::is_float(info) {
         return Some(format!("holds {encoding}; floats are pruned"));
     }
     if shape.len() < 2 {
@@ -45,11 +38,8 @@ pub(crate) fn as_matrix(shape: &[usize]) -> Option<(usize, usize)> {
 /// The values as f32, row-major, all finite.
 pub(crate) fn finite_values(name: &str, weight: &dyn Weight) -> Result<Vec<f32>> {
     let values = to_f32_vec(weight)?;
-    let mut bad = values.iter().enumerate().filter(|(_, v)| !v.is_finite()).map(|(i, _)| i);
-    match bad.next() {
-        None => Ok(values),
-        Some(first) => Err(Error::NotFinite { weight: name.to_owned(), count: 1 + bad.count(), first }),
-    }
+    verify::finite(name, &values)?;
+    Ok(values)
 }
 
 /// A change of values that is the same for every element type.

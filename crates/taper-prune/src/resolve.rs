@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use taper_core::{
     Checkpoint, Error as CoreError, Result, WeightInfo,
     coupling::{Coupling, Family, Member},
+    verify,
 };
 
 use crate::{
@@ -190,7 +191,7 @@ pub(crate) fn check_member(checkpoint: &Checkpoint, coupling: &Coupling, member:
         let message = format!("is stored as {}, which cannot be cut; cut before encoding", info.encoding);
         return Err(bad(coupling, member, message).into());
     }
-    if !dense::is_float(&info.encoding) {
+    if !verify::is_float(&info) {
         return Err(bad(coupling, member, format!("holds {}; only floats are cut", info.encoding)).into());
     }
     match Axis::of(&info.shape, member.axis, member.block) {

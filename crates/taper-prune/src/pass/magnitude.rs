@@ -12,7 +12,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use taper_core::{
-    Checkpoint, Context, Error, Needs, Outline, Pass, Result, Rewrite, Select, Stage, Weight, WeightPass,
+    Checkpoint, Context, Error, Needs, Outline, Pass, Result, Rewrite, Select, Stage, Weight, WeightInfo,
+    WeightPass,
     pass::{Each, Weightwise},
     weight::SharedWeight,
 };
@@ -197,7 +198,7 @@ impl WeightPass for PerWeight {
 
     fn rewrite(&self, name: &str, weight: &SharedWeight, _: &Context<'_>) -> Result<Rewrite> {
         let shape = weight.shape();
-        if let Some(why) = dense::reason_to_leave(shape, &weight.encoding()) {
+        if let Some(why) = dense::reason_to_leave(&WeightInfo::of(weight.as_ref())) {
             return Ok(Rewrite::left(why));
         }
         let scores = scores(name, weight.as_ref())?;

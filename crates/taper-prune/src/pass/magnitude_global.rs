@@ -96,10 +96,10 @@ impl GlobalMagnitude {
                 continue;
             }
             selected = true;
-            match dense::reason_to_leave(&info.shape, &info.encoding) {
+            match dense::reason_to_leave(&info) {
                 Some(why) => context.left(name, why),
                 None => {
-                    elements += info.shape.iter().product::<usize>();
+                    elements += info.elements();
                     names.push(name.clone());
                 }
             }

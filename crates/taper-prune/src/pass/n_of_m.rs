@@ -9,7 +9,9 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use taper_core::{Context, Error, Outline, Result, Rewrite, Stage, WeightPass, weight::SharedWeight};
+use taper_core::{
+    Context, Error, Outline, Result, Rewrite, Stage, WeightInfo, WeightPass, weight::SharedWeight,
+};
 
 use super::magnitude::scores;
 use crate::{
@@ -101,7 +103,7 @@ impl WeightPass for NOfM {
 
     fn rewrite(&self, name: &str, weight: &SharedWeight, _: &Context<'_>) -> Result<Rewrite> {
         let shape = weight.shape();
-        if let Some(why) = dense::reason_to_leave(shape, &weight.encoding()) {
+        if let Some(why) = dense::reason_to_leave(&WeightInfo::of(weight.as_ref())) {
             return Ok(Rewrite::left(why));
         }
         let scores = scores(name, weight.as_ref())?;

@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use taper_core::{Context, Result, Rewrite, Stage, WeightPass, weight::SharedWeight};
+use taper_core::{Context, Result, Rewrite, Stage, WeightInfo, WeightPass, weight::SharedWeight};
 
 use crate::{dense, sparse::Bitmask};
 
@@ -43,11 +43,10 @@ impl WeightPass for SparseBitmask {
     }
 
     fn rewrite(&self, name: &str, weight: &SharedWeight, _: &Context<'_>) -> Result<Rewrite> {
-        let encoding = weight.encoding();
-        if let Some(why) = dense::reason_to_leave(weight.shape(), &encoding) {
+        if let Some(why) = dense::reason_to_leave(&WeightInfo::of(weight.as_ref())) {
             return Ok(Rewrite::left(why));
         }
-        if encoding.format == "f64" {
+        if weight.encoding().format == "f64" {
             return Ok(Rewrite::left("holds f64; f32, f16 and bf16 weights are stored so"));
         }
         let values = dense::finite_values(name, weight.as_ref())?;
