@@ -121,3 +121,39 @@ impl fmt::Display for Select {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(pattern: &str, name: &str) -> bool {
+        Select::glob(pattern).is_ok_and(|s| s.matches(name, &[1]))
+    }
+
+    #[test]
+    fn a_star_spans_dots_and_the_rest_is_literal() {
+        assert!(matches("model.layers.*", "model.layers.3.mlp.up_proj.weight"));
+        assert!(matches("model.layers.1.*", "model.layers.1.x"));
+        assert!(!matches("model.layers.1.*", "model.layers.10.x"));
+        assert!(!matches("a.b", "a.bc") && !matches("a.b", "aXb"));
+        assert!(matches("*.{q,k}_proj.?eight", "l.q_proj.weight"));
+        assert!(!matches("*.{q,k}_proj.weight", "l.v_proj.weight"));
+        assert!(matches("re:.*\\.[0-3]\\.w", "a.2.w") && !matches("re:.*\\.[0-3]\\.w", "a.4.w"));
+    }
+
+    #[test]
+    fn exclusions_win_and_matrices_are_the_default() {
+        let select = Select::matrices().except("*head*").expect("a pattern");
+        assert!(select.matches("a.weight", &[2, 2]));
+        assert!(!select.matches("a.norm", &[2]) && !select.matches("lm_head.weight", &[2, 2]));
+        assert_eq!(select.to_string(), "all matrices except `*head*`");
+    }
+
+    #[test]
+    fn patterns_that_do_not_parse_say_why() {
+        for (pattern, why) in [("", "is empty"), ("a.{b", "without its `}`"), ("re:(", "unclosed")] {
+            let message = Select::glob(pattern).map(|_| ()).expect_err("refused").to_string();
+            assert!(message.contains(why), "{message}");
+        }
+    }
+}

@@ -1,16 +1,16 @@
 //! The rules that every pass must keep, checked after every pass: names kept, logical shapes kept (unless the pass cuts),
 //! all values finite. The measured damage comes from the same look at the values.
 
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use crate::{
-    Codecs, Error, Part, Parts, Result, SharedWeight, Stage, Weight, WeightInfo, report::Damage,
-    weight::to_f32_vec,
-};
+use crate::{Codecs, Error, Part, Parts, Result, SharedWeight, Stage, Weight, WeightInfo, report::Damage};
 
 /// Elements per partial sum; fixed, so that sums do not depend on the number of threads.
 const CHUNK: usize = 1 << 16;
+
+/// Elements decoded at once: 4 MB of f32, little next to any weight worth streaming and enough to keep threads busy.
+const STRETCH: usize = 1 << 20;
 
 /// True for weights whose values are numbers to compress, not indices.
 #[must_use]
@@ -29,59 +29,134 @@ pub fn is_eligible(info: &WeightInfo) -> bool {
 }
 
 /// Errors where a value is NaN or infinite.
-pub fn finite(name: &str, values: &[f32]) -> Result<()> {
-    let count = values.par_chunks(CHUNK).map(|c| c.iter().filter(|x| !x.is_finite()).count()).sum();
-    if count == 0 {
-        return Ok(());
+pub fn finite(name: &str, weight: &dyn Weight) -> Result<()> {
+    let (mut count, mut first) = (0, None);
+    for_stretches(weight, |start, values| {
+        count += values.par_chunks(CHUNK).map(|c| c.iter().filter(|x| !x.is_finite()).count()).sum::<usize>();
+        if count > 0 && first.is_none() {
+            first = values.iter().position(|x| !x.is_finite()).map(|at| start + at);
+        }
+        Ok(())
+    })?;
+    match first {
+        None => Ok(()),
+        Some(first) => Err(Error::NotFinite { weight: name.to_owned(), count, first }),
     }
-    let first = values.iter().position(|x| !x.is_finite()).unwrap_or_default();
-    Err(Error::NotFinite { weight: name.to_owned(), count, first })
 }
 
-/// How far values moved: Σ (w − ŵ)² / Σ w² and max |w − ŵ|, summed in f64 chunk by chunk in order.
-#[must_use]
-pub fn damage(before: &[f32], after: &[f32]) -> Damage {
-    let partial: Vec<(f64, f64, f64)> = before
-        .par_chunks(CHUNK)
-        .zip(after.par_chunks(CHUNK))
-        .map(|(a, b)| {
-            a.iter().zip(b).fold((0.0, 0.0, 0.0), |(noise, signal, max): (f64, f64, f64), (&a, &b)| {
-                let (a, error) = (f64::from(a), f64::from(a) - f64::from(b));
-                (noise + error * error, signal + a * a, max.max(error.abs()))
-            })
-        })
-        .collect();
-    let (noise, signal, max) =
-        partial.iter().fold((0.0, 0.0, 0f64), |t, p| (t.0 + p.0, t.1 + p.1, t.2.max(p.2)));
-    let normalised_mse = if noise == 0.0 { 0.0 } else { noise / signal };
-    Damage { normalised_mse, max_error: max }
-}
-
-/// Checks a rewritten weight against the one it replaces and measures the damage.
+/// How far values moved: Σ (w − ŵ)² / Σ w² and max |w − ŵ|, summed in f64 stretch by stretch in order.
 ///
-/// `values` are the old weight's values. The new values come from the stored bytes: a weight with a registered codec is
-/// taken apart and read again, so that what is reported is what is stored.
+/// Both have one shape. Only a stretch of either is ever decoded at once.
+pub fn damage(before: &dyn Weight, after: &dyn Weight) -> Result<Damage> {
+    let (mut noise, mut signal, mut max) = (0f64, 0f64, 0f64);
+    let mut new = Stretches::new(after)?;
+    for_stretches(before, |start, old| {
+        let new = new.values(start, old.len())?;
+        let partial: Vec<(f64, f64, f64)> =
+            old.par_chunks(CHUNK).zip(new.par_chunks(CHUNK)).map(|(a, b)| moved(a, b)).collect();
+        for (n, s, m) in partial {
+            noise += n;
+            signal += s;
+            max = max.max(m);
+        }
+        Ok(())
+    })?;
+    let normalised_mse = if noise == 0.0 { 0.0 } else { noise / signal };
+    Ok(Damage { normalised_mse, max_error: max })
+}
+
+/// Σ (a − b)², Σ a² and max |a − b|.
+fn moved(a: &[f32], b: &[f32]) -> (f64, f64, f64) {
+    a.iter().zip(b).fold((0.0, 0.0, 0.0), |(noise, signal, max): (f64, f64, f64), (&a, &b)| {
+        let (a, error) = (f64::from(a), f64::from(a) - f64::from(b));
+        (noise + error * error, signal + a * a, max.max(error.abs()))
+    })
+}
+
+/// Calls `look` with each stretch of whole rows, in order: the flat index of its first element and its values.
+fn for_stretches(weight: &dyn Weight, mut look: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+    let mut stretches = Stretches::new(weight)?;
+    let (rows, cols) = (stretches.rows, stretches.cols);
+    let step = (STRETCH / cols.max(1)).max(1);
+    for row in (0..rows).step_by(step) {
+        let values = stretches.values(row * cols, step.min(rows - row) * cols)?;
+        look(row * cols, &values)?;
+    }
+    Ok(())
+}
+
+/// A weight, decoded a few rows at a time: a dense one by views, a packed matrix by row lookup.
+struct Stretches<'a> {
+    weight: &'a dyn Weight,
+    /// The whole, flat; for what is dense anyway and for what has no row lookup.
+    flat: Option<Tensor>,
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> Stretches<'a> {
+    fn new(weight: &'a dyn Weight) -> Result<Self> {
+        let (rows, cols) = match weight.shape() {
+            [] => (1, 1),
+            [rows, rest @ ..] => (*rows, rest.iter().product()),
+        };
+        let packed = !weight.encoding().is_dense() && weight.shape().len() == 2;
+        let flat = if packed { None } else { Some(weight.dense()?.flatten_all()?) };
+        if let Some(flat) = flat.as_ref().filter(|f| !f.dtype().is_float()) {
+            return Err(Error::Unsupported {
+                operation: "judging the values",
+                shape: weight.shape().to_vec(),
+                format: flat.dtype().as_str().to_owned(),
+                message: "passes work on f32, f16 and bf16 weights".into(),
+            });
+        }
+        Ok(Self { weight, flat, rows, cols })
+    }
+
+    /// `count` values from the flat index `start`; both whole rows.
+    fn values(&mut self, start: usize, count: usize) -> Result<Vec<f32>> {
+        let values = match &self.flat {
+            Some(flat) => flat.narrow(0, start, count)?,
+            None => {
+                let cols = self.cols.max(1);
+                let ids =
+                    Tensor::arange((start / cols) as i64, ((start + count) / cols) as i64, &Device::Cpu)?;
+                self.weight.gather(&ids)?.flatten_all()?
+            }
+        };
+        Ok(values.to_dtype(DType::F32)?.to_vec1::<f32>()?)
+    }
+}
+
+/// Checks a rewritten weight against the one it replaces and measures the damage (none where the shape changed).
+///
+/// The new values come from the stored bytes: a weight with a registered codec is taken apart and read again, so that
+/// what is reported is what is stored.
 pub fn rewritten(
     pass: &str,
     stage: Stage,
     name: &str,
-    before: &WeightInfo,
-    values: &[f32],
+    before: &dyn Weight,
     after: &SharedWeight,
     codecs: &Codecs,
 ) -> Result<Option<Damage>> {
     let broken = |rule: String| Error::RuleBroken { pass: pass.to_owned(), weight: name.to_owned(), rule };
-    if stage != Stage::Shape && after.shape() != before.shape {
+    if stage != Stage::Shape && after.shape() != before.shape() {
         return Err(broken(format!(
             "its shape went from {:?} to {:?}; only a pass of stage `shape` may change shapes",
-            before.shape,
+            before.shape(),
             after.shape()
         )));
     }
     let stored = restored(name, after, codecs)?;
-    let new = to_f32_vec(stored.as_ref())?;
-    finite(name, &new).map_err(|e| broken(e.to_string()))?;
-    Ok((after.shape() == before.shape).then(|| damage(values, &new)))
+    finite(name, stored.as_ref()).map_err(|e| match e {
+        Error::NotFinite { .. } => broken(e.to_string()),
+        other => other,
+    })?;
+    if after.shape() != before.shape() {
+        return Ok(None);
+    }
+    damage(before, stored.as_ref()).map(Some)
 }
 
 /// The weight as it will be read back: through its codec where that is registered, itself where it is dense or of a

@@ -9,7 +9,6 @@ use crate::{
     pass::Weightwise,
     report::{PassReport, Row, Stored},
     verify,
-    weight::to_f32_vec,
 };
 
 /// Runs passes one after the other; reports each.
@@ -81,9 +80,8 @@ pub(super) fn rewrite(
     let clock = Instant::now();
     let pass = step.pass.name();
     let info = WeightInfo::of(weight.as_ref());
-    let values = if verify::is_float(&info) { Some(to_f32_vec(weight.as_ref())?) } else { None };
-    if let Some(values) = &values {
-        verify::finite(name, values)?;
+    if verify::is_float(&info) {
+        verify::finite(name, weight.as_ref())?;
     }
     let outcome = step.pass.rewrite(name, weight, context).map_err(|e| e.in_pass(pass, name))?;
     let mut row = Row {
@@ -96,10 +94,9 @@ pub(super) fn rewrite(
     };
     let after = match outcome {
         Rewrite::Done(after) => {
-            let values = values.unwrap_or_default();
-            row.damage =
-                verify::rewritten(pass, step.pass.stage(), name, &info, &values, &after, checkpoint.codecs())
-                    .map_err(|e| e.in_pass(pass, name))?;
+            let stage = step.pass.stage();
+            row.damage = verify::rewritten(pass, stage, name, weight.as_ref(), &after, checkpoint.codecs())
+                .map_err(|e| e.in_pass(pass, name))?;
             after
         }
         Rewrite::Left { why } => {
@@ -163,11 +160,9 @@ fn compare(
     }
     row.after = Some(Stored::from(&after.info(name)?));
     if !before.shares(after, name) {
-        let old = before.get(name)?;
-        let values = if verify::is_float(&info) { to_f32_vec(old.as_ref())? } else { Vec::new() };
-        let new = after.get(name)?;
-        row.damage =
-            verify::rewritten(pass.name(), pass.stage(), name, &info, &values, &new, after.codecs())?;
+        let (old, new) = (before.get(name)?, after.get(name)?);
+        row.damage = verify::rewritten(pass.name(), pass.stage(), name, old.as_ref(), &new, after.codecs())
+            .map_err(|e| e.in_pass(pass.name(), name))?;
     }
     row.seconds = clock.elapsed().as_secs_f64();
     Ok(row)

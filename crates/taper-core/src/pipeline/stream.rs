@@ -21,7 +21,6 @@ use crate::{
         write::parts_of,
     },
     verify,
-    weight::to_f32_vec,
 };
 
 /// How many of the passes must run in memory: all up to the last that sees the whole checkpoint.
@@ -155,7 +154,7 @@ pub(super) fn through(
         rows.push((place, row));
     }
     if rows.is_empty() && verify::is_float(&WeightInfo::of(weight.as_ref())) {
-        verify::finite(name, &to_f32_vec(weight.as_ref())?)?;
+        verify::finite(name, weight.as_ref())?;
     }
     Ok((weight, rows))
 }
