@@ -4,14 +4,14 @@
 //! [.., V_s], [.., V_t]  ─ cut vocabulary ─ align with labels ─ drop ignored rows ─ widen ─▶ [n, V], [n, V]
 //! ```
 //!
-//! A logit of −∞ excludes a class (padded vocabulary entries, constrained decoding). Losses that compare the two
+//! A logit of −∞, or at most −1e30 as masks of `f32::MIN` are, excludes a class (padded vocabulary entries, constrained decoding). Losses that compare the two
 //! models look at the classes that *both* allow, and both distributions are renormalised over those; an excluded
 //! class adds nothing to the value and gets a gradient of exactly zero. Neighbours: `labels`, `log_space`, `loss`.
 
 use crate::{
     Error, Result, Temperature,
     labels::{classes_of, counted, read_labels, select_rows},
-    log_space::{floor_where, log_softmax},
+    log_space::{FLOOR, floor_where, log_softmax},
     precision::working_dtype,
 };
 use candle_core::{D, DType, Tensor};
@@ -187,9 +187,9 @@ impl Logits {
     }
 
     fn with_exclusions(mut self) -> Result<Self> {
-        self.student_excluded = minus_infinity(&self.student)?;
+        self.student_excluded = exclusions(&self.student)?;
         let teacher_excluded = match &self.teacher {
-            Some(teacher) => minus_infinity(teacher)?,
+            Some(teacher) => exclusions(teacher)?,
             None => None,
         };
         require_support(self.student_excluded.as_ref(), "student logits")?;
@@ -214,13 +214,13 @@ impl Logits {
         &self.given
     }
 
-    /// The student's logits [rows, classes], in f32 or f64.
+    /// The student's logits `[rows, classes]`, in f32 or f64.
     #[must_use]
     pub fn student(&self) -> &Tensor {
         &self.student
     }
 
-    /// The teacher's logits [rows, classes], in the student's type, detached.
+    /// The teacher's logits `[rows, classes]`, in the student's type, detached.
     ///
     /// # Errors
     /// They must have been given.
@@ -230,13 +230,13 @@ impl Logits {
         })
     }
 
-    /// Ones (u8) where a class is excluded in either model [rows, classes]; `None` where no logit is −∞.
+    /// Ones (u8) where a class is excluded in either model `[rows, classes]`; `None` where no logit is −∞.
     #[must_use]
     pub fn excluded(&self) -> Option<&Tensor> {
         self.excluded.as_ref()
     }
 
-    /// The class of each row, [rows] of u32, each allowed by both models.
+    /// The class of each row, `[rows]` of u32, each allowed by both models.
     ///
     /// # Errors
     /// Labels must have been given, and no label may be excluded.
@@ -244,7 +244,7 @@ impl Logits {
         self.targets_within(self.excluded.as_ref(), "one of the models")
     }
 
-    /// The class of each row, [rows] of u32, each allowed by the student.
+    /// The class of each row, `[rows]` of u32, each allowed by the student.
     ///
     /// # Errors
     /// Labels must have been given, and none may have a student logit of −∞.
@@ -264,7 +264,7 @@ impl Logits {
         }
     }
 
-    /// log softmax(z/T) of the student alone [rows, classes]; classes that it excludes hold a huge negative number.
+    /// log softmax(z/T) of the student alone `[rows, classes]`; classes that it excludes hold a huge negative number.
     ///
     /// # Errors
     /// Passes on candle's.
@@ -272,7 +272,7 @@ impl Logits {
         log_probs(&self.student, self.student_excluded.as_ref(), temperature)
     }
 
-    /// log softmax(z/T) of student and teacher [rows, classes], both over the classes that both allow;
+    /// log softmax(z/T) of student and teacher `[rows, classes]`, both over the classes that both allow;
     /// excluded classes hold a huge negative number.
     ///
     /// # Errors
@@ -313,9 +313,9 @@ fn truncated(whose: &'static str, logits: &Tensor, vocabulary: Vocabulary) -> Re
     }
 }
 
-/// Ones (u8) where `x` is −∞; `None` where it nowhere is, which saves every loss two passes over the logits.
-fn minus_infinity(x: &Tensor) -> Result<Option<Tensor>> {
-    let mask = x.detach().eq(f64::NEG_INFINITY)?;
+/// Ones (u8) where `x` excludes a class; `None` where it nowhere is, which saves every loss two passes over the logits.
+fn exclusions(x: &Tensor) -> Result<Option<Tensor>> {
+    let mask = x.detach().le(FLOOR)?;
     let any = mask.flatten_all()?.max(0)?.to_scalar::<u8>()? != 0;
     Ok(any.then_some(mask))
 }

@@ -47,7 +47,7 @@ impl std::fmt::Display for Unit {
 
 #[derive(Debug, Clone)]
 enum Values {
-    /// [rows]
+    /// `[rows]`
     Each(Tensor),
     /// One value of all `rows`, a scalar.
     Coupled(Tensor),
@@ -104,26 +104,13 @@ impl RowLoss {
         self.unit
     }
 
-    /// The value of each row [rows]; `None` for a loss that couples its rows, or where no row counts.
+    /// The value of each row `[rows]`; `None` for a loss that couples its rows, or where no row counts.
     #[must_use]
     pub fn values(&self) -> Option<&Tensor> {
         match &self.values {
             Values::Each(values) => Some(values),
             Values::Coupled(_) | Values::None(_) => None,
         }
-    }
-
-    /// The same loss times a constant.
-    ///
-    /// # Errors
-    /// Passes on candle's.
-    pub fn scale(self, factor: f64) -> Result<Self> {
-        let values = match self.values {
-            Values::Each(values) => Values::Each((values * factor)?),
-            Values::Coupled(value) => Values::Coupled((value * factor)?),
-            none @ Values::None(_) => none,
-        };
-        Ok(Self { values, ..self })
     }
 
     /// One number, a scalar tensor in the student's graph.

@@ -150,7 +150,8 @@ fn projections_and_what_they_project() {
     let (s, t) = (wave(&[5, 4], 0.3, 0.1, 2.0), wave(&[5, 6], 0.45, 0.6, 2.0));
     let (weight, bias) = (wave(&[6, 4], 0.77, 0.2, 0.8), wave(&[6], 0.5, 0.9, 0.3));
     let linear = |w: &Tensor, b: &Tensor| Projection::new(candle_nn::Linear::new(w.clone(), Some(b.clone())));
-    let losses: [(&str, fn(Projection) -> Box<dyn FeatureLoss>); 3] = [
+    type Make = fn(Projection) -> Box<dyn FeatureLoss>;
+    let losses: [(&str, Make); 3] = [
         ("hidden", |p| Box::new(HiddenMse::projected(p))),
         ("cosine", |p| Box::new(Cosine::projected(p))),
         ("fitnets", |p| Box::new(FitNets::new(p))),
@@ -233,6 +234,10 @@ fn relations_between_samples() {
     assert_gradient("distance, sum", &s, |s| {
         RelationalDistance.loss(&Features::new(s, &t), Reduction::SumOver(10))
     });
+    // The five samples of a batch share one value; they are half of ten.
+    let value = |by| scalar(&RelationalDistance.loss(&Features::new(&s, &t), by).unwrap());
+    assert!((value(Reduction::SumOver(10)) - 0.5 * value(mean)).abs() < 1e-14);
+    assert!((value(Reduction::Sum) - 5.0 * value(mean)).abs() < 1e-14);
 }
 
 #[test]

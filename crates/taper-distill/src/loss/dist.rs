@@ -23,15 +23,18 @@ pub struct Dist {
 }
 
 impl Dist {
-    /// β weighs relations between classes, γ between samples; the paper has β = γ = 1 (2 for CIFAR), T = 1 or 4.
+    /// β weighs relations between classes, γ between samples; the paper has β = γ = 1 and T = 1 for ImageNet.
     ///
     /// # Errors
-    /// Weights must be finite and not negative.
+    /// Weights must be finite, not negative, and not both 0.
     pub fn new(beta: f64, gamma: f64, temperature: Temperature) -> Result<Self> {
         for (option, value) in [("beta", beta), ("gamma", gamma)] {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(Error::bad_option(option, value, "a finite number of at least 0"));
             }
+        }
+        if beta + gamma == 0.0 {
+            return Err(Error::bad_option("gamma", gamma, "more than 0 where `beta` is 0"));
         }
         Ok(Self { beta, gamma, temperature })
     }
@@ -39,6 +42,10 @@ impl Dist {
 
 impl LogitLoss for Dist {
     fn counted_rows(&self, logits: &Logits) -> Result<RowLoss> {
+        if logits.rows() == 1 && self.beta == 0.0 {
+            // Candle cuts the gradient at a factor of 0; here it shall be 0 and not missing.
+            return Ok(RowLoss::none(logits.given(), Unit::Token));
+        }
         let (log_q, log_p) = logits.log_probs(self.temperature)?;
         let (q, p) = (log_q.exp()?, log_p.exp()?);
         let weight = logits.excluded().map(|excluded| support(excluded, q.dtype())).transpose()?;

@@ -27,12 +27,15 @@ impl Dkd {
     /// α weighs the target class, β the others; the paper's values for CIFAR-100 are α = 1, β = 8 (2..=8), T = 4.
     ///
     /// # Errors
-    /// Weights must be finite and not negative.
+    /// Weights must be finite, not negative, and not both 0.
     pub fn new(alpha: f64, beta: f64, temperature: Temperature) -> Result<Self> {
         for (option, value) in [("alpha", alpha), ("beta", beta)] {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(Error::bad_option(option, value, "a finite number of at least 0"));
             }
+        }
+        if alpha + beta == 0.0 {
+            return Err(Error::bad_option("beta", beta, "more than 0 where `alpha` is 0"));
         }
         Ok(Self { alpha, beta, temperature })
     }

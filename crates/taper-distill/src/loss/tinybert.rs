@@ -1,4 +1,4 @@
-//! TinyBERT's attention loss and layer maps: Jiao et al. 2019, arXiv 1909.10351, equations 6 and 7.
+//! TinyBERT's attention loss and layer maps: Jiao et al. 2019, arXiv 1909.10351, equation 7.
 //!
 //! ```text
 //! mean over heads and pairs of positions of (S_s − S_t)²     S = Q Kᵀ/√d, before the softmax
