@@ -31,6 +31,13 @@ pub trait Rows: Clone + Send + Sync + 'static {
         self.decode_row(row, scratch);
         dot(scratch, x)
     }
+
+    /// x · Wᵀ: `x` is `[batch, cols]`, the result `[batch, rows]`; the same bits for any number of threads.
+    ///
+    /// Override it where the encoding has a kernel of its own.
+    fn product(&self, x: &[f32], batch: usize) -> Vec<f32> {
+        matmul_slice(self, x, batch)
+    }
 }
 
 /// Dot product in sixteen fixed lanes: one summation order for every machine and thread count, and a shape that
@@ -56,7 +63,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes[0]
 }
 
-/// x · Wᵀ on slices: `x` is `[batch, cols]`, the result `[batch, rows]`.
+/// x · Wᵀ by decoding one row at a time: `x` is `[batch, cols]`, the result `[batch, rows]`.
 #[must_use]
 pub fn matmul_slice<R: Rows>(weight: &R, x: &[f32], batch: usize) -> Vec<f32> {
     let (rows, cols) = (weight.rows(), weight.cols());
@@ -179,7 +186,7 @@ impl<R: Rows + Weight> CustomOp1 for RowProduct<R> {
         let CpuStorage::F32(values) = storage else {
             candle_core::bail!("taper-row-product needs f32 activations, not {:?}", storage.dtype())
         };
-        let y = matmul_slice(&self.weight, &values[start..end], self.batch);
+        let y = self.weight.product(&values[start..end], self.batch);
         Ok((CpuStorage::F32(y), Shape::from((self.batch, self.weight.rows()))))
     }
 
