@@ -62,6 +62,13 @@ pub enum Error {
         first: usize,
     },
 
+    /// A weight without elements.
+    #[error("a weight of shape {shape:?} has no elements to encode")]
+    Empty {
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+
     /// A slice of another length than the shape asks for.
     #[error("`{what}` has {found} elements, expected {expected}")]
     Length {

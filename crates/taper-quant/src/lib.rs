@@ -1,9 +1,47 @@
-//! Quantization for Taper.
+//! Quantization for Taper: integers of 2 to 8 bits, NF4, scale search, and the ecosystem's file formats.
+//!
+//! | I want to | I use |
+//! |---|---|
+//! | quantize a checkpoint | [`RoundNearest`] in a `taper_core::Pipeline` |
+//! | open or save quantized checkpoints | [`codecs`] with `Checkpoint::open_with` |
+//! | quantize one weight | [`PackedInt::encode`], [`PackedNf4::encode`] |
+//! | quantize slices of my own tensor type | [`slice`] |
+//! | choose how scales are found | [`Fit`]: absmax, minmax, or [`fit::Search`], the default |
+//!
+//! ```
+//! use taper_quant::{Fit, RoundNearest};
+//! use taper_core::WeightPass;
+//!
+//! let pass = RoundNearest::int4(128)?.with_fit(Fit::MinMax).on_matrices();
+//! # let _ = pass;
+//! # Ok::<(), taper_quant::Error>(())
+//! ```
+//!
+//! Not here: calibrated methods that need second-order statistics, activation quantization, GPU kernels.
 
 pub mod code;
+pub mod codec;
 pub mod error;
 pub mod fit;
+pub mod layout;
 pub mod pack;
+pub mod packed_int;
+pub mod packed_nf4;
+pub mod pass;
+pub mod scales;
 pub mod scheme;
+pub mod slice;
 
+pub use code::nf4::Nf4Scheme;
+pub use codec::codecs;
 pub use error::{Error, Result};
+pub use fit::{Fit, ScaleSign, Search};
+pub use layout::IntLayout;
+pub use packed_int::PackedInt;
+pub use packed_nf4::PackedNf4;
+pub use pass::{FileFormat, Number, RoundNearest, RoundNearestSettings, Weighting};
+pub use scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -397,7 +397,9 @@ mod tests {
     /// The definition: the smallest distance, and of equal ones the first.
     fn by_definition(u: f32) -> u8 {
         let distance = |t: f32| (f64::from(u) - f64::from(t)).abs();
-        (0..16u8).reduce(|a, b| if distance(TABLE[b as usize]) < distance(TABLE[a as usize]) { b } else { a }).unwrap()
+        (0..16u8)
+            .reduce(|a, b| if distance(TABLE[b as usize]) < distance(TABLE[a as usize]) { b } else { a })
+            .unwrap()
     }
 
     #[test]
