@@ -14,7 +14,7 @@
 //! | [`DropLayers`] | `drop-layers` | removes whole layers |
 //! | [`SparseBitmask`] | `sparse-bitmask` | stores a weight with zeros as a [`Bitmask`] where that is smaller |
 //!
-//! The arithmetic beneath the passes is in [`slice`]: pure functions of slices, for programs with another tensor type.
+//! The arithmetic beneath the passes is in [`mod@slice`]: pure functions of slices, for programs with another tensor type.
 
 pub mod codec;
 mod dense;
