@@ -5,33 +5,50 @@
 //!
 //! n_m(u) = Σ w²  over the slices of unit u in member m, divided by its mean over all units
 //!
-//! product   s(u) = Π_{m produces} n_m(u) · Π_{m accompanies} n_m(u) · Σ_{m consumes} Σ w²(m, u)
-//! sum       s(u) = Σ_m n_m(u)
+//! product     s(u) = Π_{m produces} n_m(u) · Π_{m accompanies} n_m(u) · Σ_{m consumes} Σ w²(m, u)
+//! consumers   s(u) = Σ_{m consumes} Σ w²(m, u)
+//! sum         s(u) = Σ_m n_m(u)
 //! ```
 //!
-//! **Why the product is the default.** A unit writes `down[:, u] · act(gate_u·x) · (up_u·x)` to the residual. For
-//! inputs without a preferred direction the size of what is lost is ‖down_u‖·‖gate_u‖·‖up_u‖ up to a constant. The
-//! product also does not change when a unit is rescaled in a way that leaves the function alone (up × c, down ÷ c),
-//! where a sum does. Several consumers of one unit add up their errors, so they are summed. A batch norm counts as
-//! folded into what it accompanies: its gain multiplies, its running variance divides, so that rescaling a
-//! convolution that is normalised afterwards changes nothing either.
+//! **The product** is the size of what is lost where inputs have no preferred direction: a unit writes
+//! `down[:, u] · act(gate_u·x) · (up_u·x)`, of size ‖down_u‖·‖gate_u‖·‖up_u‖ up to a constant. It does not change when
+//! a unit is rescaled in a way that leaves the function alone (up × c, down ÷ c), where a sum does. Several consumers
+//! of one unit add up their errors, so they are summed. A batch norm counts as folded into what it accompanies: its
+//! gain multiplies, its running variance divides, so that rescaling a convolution that is normalised afterwards
+//! changes nothing either.
+//!
+//! **The consumers alone** are better for gated feed-forward blocks of trained models: rows of large ‖gate_u‖ belong to
+//! units that fire seldom, so the norm there tells how choosy a unit is rather than how much it writes. Therefore
+//! [`UnitScore::of`] gives feed-forward blocks this score and everything else the product.
 //!
 //! Which weights make a coupling, and how many units stay, is [`crate::resolve`].
 
 use serde::{Deserialize, Serialize};
-use taper_core::coupling::Role;
+use taper_core::coupling::{Family, Role};
 
 use crate::mask::pruned_count;
 
 /// How the members' sums of squares become one score per unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UnitScore {
     /// The product along the unit's path: what it writes, for inputs without a preferred direction.
-    #[default]
     Product,
+    /// The weights that read the unit, and nothing else; a coupling without consumers falls back to the product.
+    Consumers,
     /// The sum over members, each normalised to mean 1.
     Sum,
+}
+
+impl UnitScore {
+    /// The score that a family gets unless somebody says otherwise; the reasons stand at the top of this file.
+    #[must_use]
+    pub fn of(family: Family) -> Self {
+        match family {
+            Family::FeedForward => Self::Consumers,
+            Family::AttentionGroups | Family::Channels => Self::Product,
+        }
+    }
 }
 
 /// An axis of a row-major tensor, seen as units of `block` indices.
@@ -128,6 +145,15 @@ pub struct MemberSquares {
 pub fn unit_scores(members: &[MemberSquares], units: usize, how: UnitScore) -> Vec<f64> {
     match how {
         UnitScore::Product => product(members, units),
+        UnitScore::Consumers => {
+            let mut consumers = members.iter().filter(|m| m.role == Role::Consumes).peekable();
+            if consumers.peek().is_none() {
+                return product(members, units);
+            }
+            let mut scores = vec![0f64; units];
+            consumers.for_each(|member| add(&mut scores, &member.squares));
+            scores
+        }
         UnitScore::Sum => {
             let mut scores = vec![0f64; units];
             for member in members.iter().filter(|m| !m.divides) {
@@ -254,6 +280,18 @@ mod tests {
         ];
         let s = unit_scores(&members, 2, UnitScore::Product);
         assert!((s[0] / s[1] - (2.0 / 4.0 * 2.0) / (2.0 / 1.0 * 1.0)).abs() < 1e-12, "{s:?}");
+    }
+
+    #[test]
+    fn consumers_alone_decide_where_asked() {
+        let members = [
+            member(Role::Produces, &[100.0, 1.0, 1.0]),
+            member(Role::Consumes, &[1.0, 2.0, 0.0]),
+            member(Role::Consumes, &[1.0, 1.0, 1.0]),
+        ];
+        assert_eq!(unit_scores(&members, 3, UnitScore::Consumers), [2.0, 3.0, 1.0]);
+        let none = &members[..1];
+        assert_eq!(highest_units(&unit_scores(none, 3, UnitScore::Consumers), 1), [0]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::{
     structured::{MemberSquares, UnitScore, highest_units, kept_units, unit_scores, unit_squares},
 };
 
-/// What a recipe step says: `family = "feed-forward"`, `ratio = 0.25`, `multiple-of = 8`, `score = "product"`.
+/// What a recipe step says: `family = "feed-forward"`, `ratio = 0.25`, `multiple-of = 8`, `score = "consumers"`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct StructuredSettings {
@@ -42,9 +42,9 @@ pub struct StructuredSettings {
     /// What stays is rounded up to a multiple of this; 1 by default.
     #[serde(default = "one")]
     pub multiple_of: NonZeroUsize,
-    /// How units are scored.
-    #[serde(default)]
-    pub score: UnitScore,
+    /// How units are scored; [`UnitScore::of`] the family by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<UnitScore>,
 }
 
 fn one() -> NonZeroUsize {
@@ -94,7 +94,7 @@ impl Structured {
 
     /// Cuts this fraction of each coupling of a family; an error outside `[0, 1)`.
     pub fn new(couplings: Arc<dyn Couplings>, family: Family, ratio: f64) -> Result<Self> {
-        let settings = StructuredSettings { family, ratio, multiple_of: one(), score: UnitScore::default() };
+        let settings = StructuredSettings { family, ratio, multiple_of: one(), score: None };
         Self::from_settings(couplings, settings)
     }
 
@@ -105,6 +105,7 @@ impl Structured {
             let expected = "the fraction of units to cut, at least 0 and less than 1, such as 0.25";
             return Err(CoreError::bad_option("ratio", ratio, expected));
         }
+        let score = score.unwrap_or(UnitScore::of(family));
         Ok(Self { couplings, family, amount: Amount::Ratio { ratio, multiple_of }, score })
     }
 
@@ -114,7 +115,7 @@ impl Structured {
         family: Family,
         units: BTreeMap<String, Vec<usize>>,
     ) -> Self {
-        Self { couplings, family, amount: Amount::Units(units), score: UnitScore::default() }
+        Self { couplings, family, amount: Amount::Units(units), score: UnitScore::of(family) }
     }
 
     /// Rounds what stays up to a multiple, such as 8 or 64; explicit units are taken as they are.

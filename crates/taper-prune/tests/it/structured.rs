@@ -32,7 +32,7 @@ fn own(error: &Error) -> &PruneError {
 fn sliced_equals_masked() {
     let full = model(3, DType::F64);
     for (family, ratio) in [(Family::FeedForward, 0.4), (Family::AttentionGroups, 0.5)] {
-        for score in [UnitScore::Product, UnitScore::Sum] {
+        for score in [UnitScore::Product, UnitScore::Consumers, UnitScore::Sum] {
             let pass = structured(family, ratio).with_score(score);
             let (plan, _) = pass.plan(&full, &Context::new(None, 0, &Silent)).unwrap();
             let sliced = run(&pass, full.clone()).unwrap();
@@ -86,7 +86,8 @@ fn the_units_that_write_least_go_and_the_rest_keep_their_order() {
     full.insert(name("gate"), Arc::new(fill(0, &|u| if u % 2 == 0 { strength[u] } else { 2.0 })));
     full.insert(name("up"), Arc::new(fill(0, &|u| if u % 2 == 0 { 2.0 } else { strength[u] * 100.0 })));
     full.insert(name("down"), Arc::new(fill(1, &|u| if u % 2 == 0 { 1.0 } else { 0.01 })));
-    let small = run(&structured(Family::FeedForward, 0.5), full).unwrap();
+    let pass = structured(Family::FeedForward, 0.5).with_score(UnitScore::Product);
+    let small = run(&pass, full).unwrap();
     // The five strongest are 10, 9, 8, 7, 6.
     let kept: Vec<f32> = [2, 4, 6, 8, 9].iter().map(|&u: &usize| strength[u]).collect();
     let gate: Vec<f32> = values(&small, &name("gate")).chunks(12).map(|r| r[0]).collect();
@@ -217,11 +218,10 @@ fn a_config_that_contradicts_the_weights_is_an_error() {
 fn settings_read_from_a_recipe_and_refuse_nonsense() {
     let read = |text: &str| serde_json::from_str::<StructuredSettings>(text);
     let settings = read(r#"{"family": "feed-forward", "ratio": 0.25, "multiple-of": 8}"#).unwrap();
-    assert_eq!(
-        (settings.family, settings.multiple_of.get(), settings.score),
-        (Family::FeedForward, 8, UnitScore::Product)
-    );
+    assert_eq!((settings.family, settings.multiple_of.get(), settings.score), (Family::FeedForward, 8, None));
     let pass = Structured::from_settings(Arc::new(Llama), settings).unwrap();
+    assert_eq!(pass.settings()["score"], "consumers", "what a feed-forward block gets by default");
+    assert_eq!(structured(Family::AttentionGroups, 0.5).settings()["score"], "product");
     assert_eq!(pass.settings()["amount"], json!({ "ratio": { "ratio": 0.25, "multiple_of": 8 } }));
     for bad in [
         r#"{"family": "feed-forward"}"#,

@@ -87,7 +87,7 @@ fn forward(checkpoint: &Checkpoint) -> Vec<f32> {
 #[test]
 fn sliced_equals_masked_through_convolutions_and_batch_norms() {
     let full = model();
-    for score in [UnitScore::Product, UnitScore::Sum] {
+    for score in [UnitScore::Product, UnitScore::Consumers, UnitScore::Sum] {
         let pass = Structured::new(Arc::new(couplings), Family::Channels, 0.5).unwrap().with_score(score);
         let sliced = run(&pass, full.clone()).unwrap();
         let (plan, _) = pass.plan(&full, &Context::new(None, 0, &Silent)).unwrap();
