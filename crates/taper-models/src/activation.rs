@@ -33,7 +33,9 @@ impl Activation {
             "relu" => Ok(Self::Relu),
             other => Err(bad(
                 key,
-                format!("`{other}` is not built; expected silu, swish, gelu, gelu_new, gelu_pytorch_tanh or relu"),
+                format!(
+                    "`{other}` is not built; expected silu, swish, gelu, gelu_new, gelu_pytorch_tanh or relu"
+                ),
             )),
         }
     }

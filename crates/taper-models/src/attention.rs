@@ -74,13 +74,16 @@ mod tests {
                     let query = &q[((b * heads + h) * s + i) * d..][..d];
                     let key = |j: usize| &k[(g * t + j) * d..][..d];
                     let score = |j| {
-                        let dot: f64 = query.iter().zip(key(j)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                        let dot: f64 =
+                            query.iter().zip(key(j)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                         (dot / (d as f64).sqrt()).exp()
                     };
                     let weights: Vec<f64> = (0..t).map(score).collect();
                     let total: f64 = weights.iter().sum();
                     for c in 0..d {
-                        out.push((0..t).map(|j| weights[j] / total * f64::from(v[(g * t + j) * d + c])).sum());
+                        out.push(
+                            (0..t).map(|j| weights[j] / total * f64::from(v[(g * t + j) * d + c])).sum(),
+                        );
                     }
                 }
             }

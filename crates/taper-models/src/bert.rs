@@ -43,7 +43,9 @@ impl Architecture for BertConfig {
         Ok(Bert {
             config: self.clone(),
             embeddings: Embeddings::new(self, &body.pp("embeddings"))?,
-            layers: (0..self.num_hidden_layers).map(|i| Layer::new(self, &stack.pp(i))).collect::<Result<Vec<_>>>()?,
+            layers: (0..self.num_hidden_layers)
+                .map(|i| Layer::new(self, &stack.pp(i)))
+                .collect::<Result<Vec<_>>>()?,
             device: weights.device().clone(),
         })
     }

@@ -72,7 +72,9 @@ impl<'a> Keys<'a> {
     /// An array, if the key is there.
     pub(crate) fn list(&self, key: &str) -> Result<Option<&'a [Value]>> {
         self.get(key)
-            .map(|v| v.as_array().map(Vec::as_slice).ok_or_else(|| bad(key, format!("is {v}; expected a list"))))
+            .map(|v| {
+                v.as_array().map(Vec::as_slice).ok_or_else(|| bad(key, format!("is {v}; expected a list")))
+            })
             .transpose()
     }
 
@@ -109,11 +111,9 @@ pub(crate) fn bad(key: &str, message: impl Into<String>) -> Error {
 }
 
 fn whole(key: &str, value: &Value) -> Result<usize> {
-    value
-        .as_u64()
-        .filter(|n| (1..LARGEST_COUNT).contains(n))
-        .map(|n| n as usize)
-        .ok_or_else(|| bad(key, format!("is {value}; expected a whole number from 1 to {}", LARGEST_COUNT - 1)))
+    value.as_u64().filter(|n| (1..LARGEST_COUNT).contains(n)).map(|n| n as usize).ok_or_else(|| {
+        bad(key, format!("is {value}; expected a whole number from 1 to {}", LARGEST_COUNT - 1))
+    })
 }
 
 fn number(key: &str, value: &Value) -> Result<f64> {

@@ -54,8 +54,11 @@ impl Architecture for DsCnnConfig {
         };
         let stem = Conv2dConfig { stride: self.stem_stride, padding: self.stem_padding, groups: 1 };
         let (height, width) = (self.depthwise_kernel.0 / 2, self.depthwise_kernel.1 / 2);
-        let depthwise =
-            Conv2dConfig { padding: (height, width, height, width), groups: channels, ..Conv2dConfig::default() };
+        let depthwise = Conv2dConfig {
+            padding: (height, width, height, width),
+            groups: channels,
+            ..Conv2dConfig::default()
+        };
         let mut convolutions = vec![normed(1, self.stem_kernel, stem, &weights.pp("stem"))?];
         for i in 0..self.blocks {
             let block = weights.pp("blocks").pp(i);
@@ -94,19 +97,16 @@ impl DsCnn {
         for convolution in &self.convolutions {
             x = convolution.forward(&x)?;
         }
-        let (_, channels, height, width) = x.dims4()?;
-        let (down, across) = self.config.pool;
-        if height / down != 1 || width / across != 1 {
-            let kernel = format!("{:?}", self.config.pool);
-            let expected = format!("a kernel that fits once into {height} rows and {width} columns");
-            return Err(Error::bad_option("pool kernel", kernel, expected));
-        }
-        let pooled = x.avg_pool2d(self.config.pool)?.reshape(((), channels))?;
+        let pooled = x.avg_pool2d(self.config.pool)?.flatten_from(1)?; // (n, channels)
         self.classifier.forward(&pooled)
     }
 
     fn bad_shape(&self, features: &Tensor) -> Error {
         let (rows, columns) = self.config.input;
-        Error::bad_option("features' shape", format!("{:?}", features.dims()), format!("[n, {rows}, {columns}]"))
+        Error::bad_option(
+            "features' shape",
+            format!("{:?}", features.dims()),
+            format!("[n, {rows}, {columns}]"),
+        )
     }
 }

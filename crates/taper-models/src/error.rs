@@ -35,7 +35,9 @@ pub enum Error {
     },
 
     /// A text that does not fill one window.
-    #[error("the text has {tokens} tokens, less than one window of {window}; give a longer text or a smaller window")]
+    #[error(
+        "the text has {tokens} tokens, less than one window of {window}; give a longer text or a smaller window"
+    )]
     TextTooShort {
         /// Tokens in the text.
         tokens: usize,

@@ -3,10 +3,7 @@
 //! Told by `model_type`, else by `architectures`, else (for networks without a stock config) by `model`.
 
 use serde_json::{Map, Value};
-use taper_core::{
-    Architecture, Checkpoint, Coupling, Couplings, Result, WeightBuilder,
-    coupling::Stack,
-};
+use taper_core::{Architecture, Checkpoint, Coupling, Couplings, Result, WeightBuilder, coupling::Stack};
 
 use crate::{
     Error,
@@ -188,7 +185,9 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_answered_with_what_is_known() {
-        for config in [json!({"model_type": "t5"}), json!({"architectures": ["T5ForConditionalGeneration"]}), json!({})] {
+        for config in
+            [json!({"model_type": "t5"}), json!({"architectures": ["T5ForConditionalGeneration"]}), json!({})]
+        {
             let message = family(config).unwrap_err().to_string();
             assert!(message.contains("llama, mistral, qwen2, qwen3, smollm3, bert"), "{message}");
         }

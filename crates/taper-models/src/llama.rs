@@ -152,7 +152,11 @@ impl Llama {
     /// What layer `index` makes of the residual stream `[batch, len, hidden]` of a whole text.
     pub fn layer(&self, index: usize, x: &Tensor) -> Result<Tensor> {
         let layer = self.layers.get(index).ok_or_else(|| {
-            Error::bad_option("layer", index, format!("the model has {} layers, counted from 0", self.layers.len()))
+            Error::bad_option(
+                "layer",
+                index,
+                format!("the model has {} layers, counted from 0", self.layers.len()),
+            )
         })?;
         layer.forward(x, &self.stretch(x, 0)?, None)
     }
@@ -167,7 +171,11 @@ impl Llama {
         let len = x.dim(1)?;
         let most = self.config.max_position_embeddings;
         if start + len > most {
-            return Err(Error::bad_option("tokens", start + len, format!("at most `max_position_embeddings`, {most}")));
+            return Err(Error::bad_option(
+                "tokens",
+                start + len,
+                format!("at most `max_position_embeddings`, {most}"),
+            ));
         }
         let rotation = self.rope.at(start, len, x.dtype())?;
         Stretch::new(rotation, start, len, &self.config.layers, &self.device)

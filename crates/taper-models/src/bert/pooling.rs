@@ -82,7 +82,9 @@ mod tests {
         let read = |json: Value| Pooling::from_json(json.as_object().unwrap());
         assert_eq!(read(json!({"pooling_mode_mean_tokens": true})).unwrap(), Pooling::Mean);
         assert_eq!(read(json!({"pooling_mode_cls_token": true})).unwrap(), Pooling::Cls);
-        assert!(read(json!({"pooling_mode_max_tokens": true})).unwrap_err().to_string().contains("max_tokens"));
+        assert!(
+            read(json!({"pooling_mode_max_tokens": true})).unwrap_err().to_string().contains("max_tokens")
+        );
         assert!(read(json!({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true})).is_err());
     }
 }

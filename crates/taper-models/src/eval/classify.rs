@@ -44,7 +44,10 @@ impl Labelled {
         let labels = labels(&array("labels")?).map_err(bad)?;
         let examples = features.dims().first().copied().unwrap_or(0);
         if examples == 0 || examples != labels.len() {
-            return Err(bad(format!("has {examples} examples and {} labels; expected as many, at least 1", labels.len())));
+            return Err(bad(format!(
+                "has {examples} examples and {} labels; expected as many, at least 1",
+                labels.len()
+            )));
         }
         Ok(Self { features, labels })
     }
@@ -60,7 +63,9 @@ fn features(array: &TensorView<'_>, quantized: Option<Quantized>) -> Result<Tens
             let real = |b: &u8| ((i64::from(*b as i8) - q.zero_point) as f64 * q.scale) as f32;
             array.data().iter().map(real).collect()
         }
-        (Dtype::I8, None) => return Err("has i8 features, and the model's config does not say what they stand for".into()),
+        (Dtype::I8, None) => {
+            return Err("has i8 features, and the model's config does not say what they stand for".into());
+        }
         (other, _) => return Err(format!("has features of type {other:?}; expected i8 or f32")),
     };
     Tensor::from_vec(values, array.shape(), &Device::Cpu).map_err(|e| e.to_string())
@@ -121,7 +126,9 @@ pub fn accuracy(model: &impl Classifier, data: &Labelled, progress: &dyn Progres
             let expected = format!("[{}, classes]", labels.len());
             return Err(Error::BadOutput { what: "scores", expected, found });
         }
-        for (j, (row, &label)) in scores.to_dtype(DType::F32)?.to_vec2::<f32>()?.iter().zip(labels).enumerate() {
+        for (j, (row, &label)) in
+            scores.to_dtype(DType::F32)?.to_vec2::<f32>()?.iter().zip(labels).enumerate()
+        {
             if row.iter().any(|v| !v.is_finite()) {
                 return Err(Error::NotFinite { what: "scores", place: format!("example {}", start + j) });
             }

@@ -1,8 +1,10 @@
 //! How far a compressed model is from its original, token by token.
 //!
 //! ```text
-//! KL(p ‖ q) = Σ p log(p / q)      p the original, q the compressed, in nats, mean over all positions of all windows
+//! KL(p ‖ q) = Σ p log(p / q)      p the original, q the compressed, in nats
 //! ```
+//!
+//! Mean over the same predictions as perplexity: every token of a window but the first.
 //!
 //! Both models run over one window at a time, so memory stays at two windows' logits.
 
@@ -22,12 +24,12 @@ use crate::{Error, Result};
 pub struct Divergence {
     /// Mean KL of the original to the compressed model, nats per token.
     pub mean_kl: f64,
-    /// The largest KL at any position.
+    /// The largest KL of any prediction.
     pub max_kl: f64,
-    /// The share of positions where both find the same token likeliest, 0 to 1.
+    /// The share of predictions where both find the same token likeliest, 0 to 1.
     pub top1_agreement: f64,
-    /// How many positions were compared.
-    pub positions: usize,
+    /// How many predictions were compared.
+    pub predictions: usize,
     /// How many windows were read.
     pub windows: usize,
 }
@@ -53,17 +55,17 @@ pub fn divergence(
         }
         step(progress, "windows", i + 1, windows.len())?;
     }
-    let positions = windows.len() * windows.size();
+    let predictions = windows.len() * (windows.size() - 1);
     Ok(Divergence {
-        mean_kl: sum / positions as f64,
+        mean_kl: sum / predictions as f64,
         max_kl: max,
-        top1_agreement: agreed as f64 / positions as f64,
-        positions,
+        top1_agreement: agreed as f64 / predictions as f64,
+        predictions,
         windows: windows.len(),
     })
 }
 
-/// KL and agreement at each position of one window.
+/// KL and agreement of each prediction of one window.
 fn window_divergence(
     original: &impl LanguageModel,
     compressed: &impl LanguageModel,
@@ -78,7 +80,7 @@ fn window_divergence(
             found: vec![1, window.len(), other],
         });
     }
-    let rows = p.par_chunks_exact(vocabulary).zip(q.par_chunks_exact(vocabulary));
+    let rows = p.par_chunks_exact(vocabulary).zip(q.par_chunks_exact(vocabulary)).take(window.len() - 1);
     Ok(rows.map(|(p, q)| (kl(p, q), argmax(p) == argmax(q))).collect())
 }
 
@@ -102,12 +104,13 @@ mod tests {
 
     #[test]
     fn mean_maximum_and_agreement_are_those_of_two_coins() {
-        let windows = Windows::new(vec![0, 1, 0, 0], 4).unwrap();
+        // The last token's position predicts nothing.
+        let windows = Windows::new(vec![0, 1, 0, 0, 1], 5).unwrap();
         let found = divergence(&coins([0.8, 0.6]), &coins([0.7, 0.4]), &windows, &Silent).unwrap();
         let kl = |p: f64, q: f64| p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln();
         assert!((found.mean_kl - (3.0 * kl(0.8, 0.7) + kl(0.6, 0.4)) / 4.0).abs() < 1e-7);
         assert!((found.max_kl - kl(0.6, 0.4)).abs() < 1e-7);
-        assert_eq!((found.top1_agreement, found.positions), (0.75, 4));
+        assert_eq!((found.top1_agreement, found.predictions), (0.75, 4));
     }
 
     #[test]

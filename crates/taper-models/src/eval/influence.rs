@@ -53,14 +53,16 @@ pub fn block_influence(model: &Llama, windows: &Windows, progress: &dyn Progress
 
 /// Σ over tokens of the cosine of two residual streams `[1, len, hidden]`.
 fn sum_of_cosines(before: &Tensor, after: &Tensor) -> Result<f64> {
-    let rows = |x: &Tensor| -> Result<Vec<Vec<f32>>> { Ok(x.squeeze(0)?.to_dtype(DType::F32)?.to_vec2::<f32>()?) };
+    let rows =
+        |x: &Tensor| -> Result<Vec<Vec<f32>>> { Ok(x.squeeze(0)?.to_dtype(DType::F32)?.to_vec2::<f32>()?) };
     let cosines = rows(before)?.iter().zip(&rows(after)?).map(|(a, b)| cosine(a, b)).sum();
     Ok(cosines)
 }
 
 /// The cosine of two vectors, 0 where one has no length.
 pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum() };
+    let dot =
+        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum() };
     let lengths = (dot(a, a) * dot(b, b)).sqrt();
     if lengths == 0.0 { 0.0 } else { dot(a, b) / lengths }
 }

@@ -9,12 +9,7 @@
 use rayon::prelude::*;
 use taper_core::Progress;
 
-use super::{
-    LanguageModel, Windows,
-    likelihood::log_sum_exp,
-    step,
-    windows::window_logits,
-};
+use super::{LanguageModel, Windows, likelihood::log_sum_exp, step, windows::window_logits};
 use crate::{Error, Result};
 
 /// How surprised a model is by a text.
@@ -35,7 +30,11 @@ pub struct Perplexity {
 /// Perplexity of a model over all `windows`.
 ///
 /// Errors where the model gives values that are not finite, and where `progress` cancels.
-pub fn perplexity(model: &impl LanguageModel, windows: &Windows, progress: &dyn Progress) -> Result<Perplexity> {
+pub fn perplexity(
+    model: &impl LanguageModel,
+    windows: &Windows,
+    progress: &dyn Progress,
+) -> Result<Perplexity> {
     let mut total = 0.0;
     for (i, window) in windows.iter().enumerate() {
         let nll = window_nll(model, window)?;
@@ -61,7 +60,8 @@ fn window_nll(model: &impl LanguageModel, window: &[u32]) -> Result<f64> {
     let (logits, vocabulary) = window_logits(model, window)?;
     let targets = &window[1..];
     if let Some(id) = targets.iter().find(|&&id| id as usize >= vocabulary) {
-        let expected = format!("the model's vocabulary has {vocabulary} tokens; use the tokenizer it was made for");
+        let expected =
+            format!("the model's vocabulary has {vocabulary} tokens; use the tokenizer it was made for");
         return Err(taper_core::Error::bad_option("token", id, expected).into());
     }
     let nll: Vec<f64> = logits
@@ -95,7 +95,8 @@ mod tests {
         // Says with e³ : 1 : 1 : 1 that the next token is this one plus one.
         let successor = |ids: &Tensor| -> taper_core::Result<Tensor> {
             let ids = ids.flatten_all()?.to_vec1::<u32>()?;
-            let row = |id: &u32| (0..4).map(|v| if v == (id + 1) % 4 { 3f32 } else { 0.0 }).collect::<Vec<_>>();
+            let row =
+                |id: &u32| (0..4).map(|v| if v == (id + 1) % 4 { 3f32 } else { 0.0 }).collect::<Vec<_>>();
             let rows: Vec<f32> = ids.iter().flat_map(row).collect();
             Ok(Tensor::from_vec(rows, (1, ids.len(), 4), &Device::Cpu)?)
         };

@@ -10,8 +10,8 @@ use taper_core::Progress;
 use super::{influence::cosine, step};
 use crate::{Error, Result, bert::SentenceEncoder};
 
-/// Pairs embedded between two reports of progress.
-const PAIRS_PER_STEP: usize = 64;
+/// Pairs embedded between two reports of progress: enough that sentences of like length find each other.
+const PAIRS_PER_STEP: usize = 250;
 
 /// Two sentences and how similar people found them.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,7 +62,10 @@ pub fn read_pairs(path: impl AsRef<Path>) -> Result<Vec<Pair>> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let read = |(i, line): (usize, &str)| {
         parse_pair(line).ok_or_else(|| {
-            Error::bad_data(path, format!("line {}: expected a score, a sentence and a sentence, parted by tabs", i + 1))
+            Error::bad_data(
+                path,
+                format!("line {}: expected a score, a sentence and a sentence, parted by tabs", i + 1),
+            )
         })
     };
     lines.map(read).collect()
@@ -116,7 +119,12 @@ pub fn spearman(x: &[f64], y: &[f64]) -> Result<f64> {
 pub fn pearson(x: &[f64], y: &[f64]) -> Result<f64> {
     let n = x.len().min(y.len());
     if n < 2 || x.len() != y.len() {
-        return Err(Error::TooFew { figure: "a correlation", what: "pairs", found: n, least: 2.max(x.len().max(y.len())) });
+        return Err(Error::TooFew {
+            figure: "a correlation",
+            what: "pairs",
+            found: n,
+            least: 2.max(x.len().max(y.len())),
+        });
     }
     let mean = |v: &[f64]| v.iter().sum::<f64>() / n as f64;
     let (mx, my) = (mean(x), mean(y));

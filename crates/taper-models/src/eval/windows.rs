@@ -20,7 +20,12 @@ impl Windows {
     /// All whole windows of `size` tokens. Errors where there is none, or where a window predicts nothing.
     pub fn new(tokens: Vec<u32>, size: usize) -> Result<Self> {
         if size < 2 {
-            return Err(taper_core::Error::bad_option("window", size, "at least 2 tokens, of which one is predicted").into());
+            return Err(taper_core::Error::bad_option(
+                "window",
+                size,
+                "at least 2 tokens, of which one is predicted",
+            )
+            .into());
         }
         let count = tokens.len() / size;
         if count == 0 {

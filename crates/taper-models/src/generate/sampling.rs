@@ -65,7 +65,9 @@ impl Sampling {
     }
 
     fn check(&self) -> Result<()> {
-        let bad = |option, value: String, expected| Err(taper_core::Error::bad_option(option, value, expected).into());
+        let bad = |option, value: String, expected| {
+            Err(taper_core::Error::bad_option(option, value, expected).into())
+        };
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return bad("temperature", self.temperature.to_string(), "0 or more");
         }

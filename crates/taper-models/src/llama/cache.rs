@@ -53,7 +53,10 @@ impl Cache {
     pub(super) fn layer(&mut self, index: usize) -> Result<LayerCache<'_>> {
         let layers = self.layers.len();
         let expected = || format!("the cache was made for {layers} layers; make it from this model's config");
-        self.layers.get_mut(index).map(LayerCache).ok_or_else(|| Error::bad_option("layer", index, expected()))
+        self.layers
+            .get_mut(index)
+            .map(LayerCache)
+            .ok_or_else(|| Error::bad_option("layer", index, expected()))
     }
 }
 

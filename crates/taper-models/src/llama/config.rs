@@ -182,7 +182,8 @@ fn family_of(keys: Keys<'_>) -> Result<LlamaFamily> {
     let name = keys
         .text("model_type")?
         .ok_or_else(|| bad("model_type", format!("is missing; expected one of {known}")))?;
-    LlamaFamily::of(name).ok_or_else(|| bad("model_type", format!("`{name}` is not built; expected one of {known}")))
+    LlamaFamily::of(name)
+        .ok_or_else(|| bad("model_type", format!("`{name}` is not built; expected one of {known}")))
 }
 
 fn head_dim(keys: Keys<'_>, hidden_size: usize, heads: usize) -> Result<usize> {
@@ -190,7 +191,8 @@ fn head_dim(keys: Keys<'_>, hidden_size: usize, heads: usize) -> Result<usize> {
         Some(dim) => dim,
         None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
-            let message = format!("is missing, and {hidden_size} values do not divide among {heads} heads; state it");
+            let message =
+                format!("is missing, and {hidden_size} values do not divide among {heads} heads; state it");
             return Err(bad("head_dim", message));
         }
     };
@@ -254,12 +256,20 @@ fn rotations(keys: Keys<'_>, family: LlamaFamily, count: usize) -> Result<Vec<bo
 }
 
 /// A list with one entry per layer.
-fn per_layer<T>(key: &str, list: &[Value], count: usize, read: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>> {
+fn per_layer<T>(
+    key: &str,
+    list: &[Value],
+    count: usize,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Vec<T>> {
     if list.len() != count {
-        let message = format!("has {} entries; expected {count}, one for each of `num_hidden_layers`", list.len());
+        let message =
+            format!("has {} entries; expected {count}, one for each of `num_hidden_layers`", list.len());
         return Err(bad(key, message));
     }
-    list.iter().map(|v| read(v).ok_or_else(|| bad(key, format!("has the entry {v}, which is not built")))).collect()
+    list.iter()
+        .map(|v| read(v).ok_or_else(|| bad(key, format!("has the entry {v}, which is not built"))))
+        .collect()
 }
 
 #[cfg(test)]
@@ -319,7 +329,10 @@ mod tests {
         let (full, window) = (Reach::Full, Reach::Window(9));
         assert_eq!(reaches(json!({"sliding_window": 9})), [full; 4]);
         assert_eq!(reaches(json!({"model_type": "mistral", "sliding_window": 9})), [window; 4]);
-        assert_eq!(reaches(json!({"model_type": "qwen2", "sliding_window": 9, "use_sliding_window": false})), [full; 4]);
+        assert_eq!(
+            reaches(json!({"model_type": "qwen2", "sliding_window": 9, "use_sliding_window": false})),
+            [full; 4]
+        );
         let upper = json!({"model_type": "qwen2", "sliding_window": 9, "use_sliding_window": true, "max_window_layers": 3});
         assert_eq!(reaches(upper), [full, full, full, window]);
         let listed = json!({"model_type": "qwen3", "sliding_window": 9, "use_sliding_window": true,

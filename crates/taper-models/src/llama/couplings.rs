@@ -21,7 +21,9 @@ impl Couplings for LlamaCouplings {
     fn couplings(&self, checkpoint: &Checkpoint) -> Result<Vec<Coupling>> {
         let config = LlamaConfig::of(checkpoint)?;
         let layers = (0..config.layers.len()).map(|i| format!("model.layers.{i}"));
-        Ok(layers.flat_map(|layer| [feed_forward(&config, &layer), attention_groups(&config, &layer)]).collect())
+        Ok(layers
+            .flat_map(|layer| [feed_forward(&config, &layer), attention_groups(&config, &layer)])
+            .collect())
     }
 
     /// The stack of layers. Errors where layers differ by their place and no list in the config (`layer_types`,
@@ -29,13 +31,16 @@ impl Couplings for LlamaCouplings {
     fn stack(&self, checkpoint: &Checkpoint) -> Result<Option<Stack>> {
         let config = LlamaConfig::of(checkpoint)?;
         let lists = |key: &str| checkpoint.config().get(key).is_some_and(|v| !v.is_null());
-        let differ = |f: fn(&LayerKind) -> (Option<Reach>, bool)| config.layers.windows(2).any(|p| f(&p[0]) != f(&p[1]));
+        let differ = |f: fn(&LayerKind) -> (Option<Reach>, bool)| {
+            config.layers.windows(2).any(|p| f(&p[0]) != f(&p[1]))
+        };
         for (list, differs) in [
             ("layer_types", differ(|l| (Some(l.reach), false))),
             ("no_rope_layers", differ(|l| (None, l.rotated))),
         ] {
             if differs && !lists(list) {
-                let message = "is missing although layers differ by their place; list them before dropping any";
+                let message =
+                    "is missing although layers differ by their place; list them before dropping any";
                 return Err(bad(list, message));
             }
         }

@@ -29,7 +29,13 @@ pub(super) struct Stretch {
 
 impl Stretch {
     /// `len` tokens that begin at position `start`.
-    pub(super) fn new(rotation: Rotation, start: usize, len: usize, layers: &[LayerKind], device: &Device) -> Result<Self> {
+    pub(super) fn new(
+        rotation: Rotation,
+        start: usize,
+        len: usize,
+        layers: &[LayerKind],
+        device: &Device,
+    ) -> Result<Self> {
         let window = layers.iter().find_map(|l| match l.reach {
             Reach::Window(size) => Some(size),
             Reach::Full => None,
@@ -82,7 +88,12 @@ impl Layer {
     }
 
     /// `[batch, len, hidden]` to the same.
-    pub(super) fn forward(&self, x: &Tensor, stretch: &Stretch, cache: Option<LayerCache<'_>>) -> Result<Tensor> {
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        stretch: &Stretch,
+        cache: Option<LayerCache<'_>>,
+    ) -> Result<Tensor> {
         let x = (x + self.attention.forward(&self.attention_norm.forward(x)?, stretch, cache)?)?;
         let y = self.mlp.forward(&self.mlp_norm.forward(&x)?)?;
         Ok((x + y)?)
@@ -105,7 +116,8 @@ impl Attention {
     fn new(config: &LlamaConfig, kind: LayerKind, weights: &WeightBuilder) -> Result<Self> {
         let (hidden, dim) = (config.hidden_size, config.head_dim);
         let (heads, groups) = (config.num_attention_heads, config.num_key_value_heads);
-        let input = |name: &str, heads: usize| linear_b(hidden, heads * dim, config.qkv_bias, &weights.pp(name));
+        let input =
+            |name: &str, heads: usize| linear_b(hidden, heads * dim, config.qkv_bias, &weights.pp(name));
         let norm = |name: &str| rms_norm(dim, config.rms_norm_eps, &weights.pp(name));
         Ok(Self {
             q: input("q_proj", heads)?,

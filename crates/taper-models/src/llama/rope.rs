@@ -64,7 +64,8 @@ impl RopeConfig {
         };
         theta = section.number_or("rope_theta", theta)?;
         let original = section.number_or("original_max_position_embeddings", 0.0)?;
-        let original = if original > 0.0 { original } else { keys.number_or("original_max_position_embeddings", 0.0)? };
+        let original =
+            if original > 0.0 { original } else { keys.number_or("original_max_position_embeddings", 0.0)? };
         let scaling = scaling(section, name, original)?;
         Ok(Self { theta: positive("rope_theta", theta)?, scaling })
     }
@@ -97,9 +98,10 @@ fn scaling(section: Keys<'_>, name: &str, original: f64) -> Result<RopeScaling> 
             let original = positive("original_max_position_embeddings", original)?;
             Ok(RopeScaling::Llama3 { factor: factor()?, low, high, original })
         }
-        other => {
-            Err(bad(name, format!("of type `{other}` is not built; expected `default`, `linear` or `llama3`")))
-        }
+        other => Err(bad(
+            name,
+            format!("of type `{other}` is not built; expected `default`, `linear` or `llama3`"),
+        )),
     }
 }
 
@@ -197,14 +199,21 @@ mod tests {
     fn llama3_scaling_equals_the_formula_in_all_three_ranges() {
         let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192});
-        let scaled = read(&json!({"rope_theta": 500_000.0, "rope_scaling": scaling})).unwrap().frequencies(128);
+        let scaled =
+            read(&json!({"rope_theta": 500_000.0, "rope_scaling": scaling})).unwrap().frequencies(128);
         let plain = read(&json!({"rope_theta": 500_000.0})).unwrap().frequencies(128);
         let mut ranges = [0; 3];
         for (scaled, plain) in scaled.iter().zip(&plain) {
             let expected = llama3(*plain, 8.0, 1.0, 4.0, 8192.0);
             assert!((scaled - expected).abs() <= 1e-15 * expected.abs(), "{scaled} {expected}");
             let ratio = scaled / plain;
-            ranges[if ratio > 0.999_999 { 0 } else if ratio < 0.125_001 { 2 } else { 1 }] += 1;
+            ranges[if ratio > 0.999_999 {
+                0
+            } else if ratio < 0.125_001 {
+                2
+            } else {
+                1
+            }] += 1;
         }
         assert!(ranges.iter().all(|&n| n > 3), "{ranges:?}");
     }
@@ -213,7 +222,8 @@ mod tests {
     fn both_spellings_of_the_config_mean_the_same() {
         let body = json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6});
         let newer = read(&json!({"rope_parameters": body})).unwrap();
-        let older = read(&json!({"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 4.0}})).unwrap();
+        let older =
+            read(&json!({"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 4.0}})).unwrap();
         assert_eq!(newer, older);
         assert_eq!(newer.frequencies(4), [0.25, 0.25 * 1e6f64.powf(-0.5)]);
         assert_eq!(read(&json!({})).unwrap(), RopeConfig { theta: 1e4, scaling: RopeScaling::None });
@@ -235,8 +245,18 @@ mod tests {
         let config = RopeConfig { theta: 100.0, scaling: RopeScaling::None };
         let rope = Rope::new(&config, 4, &Device::Cpu);
         let x = Tensor::new(&[1f32, 2.0, 3.0, 4.0], &Device::Cpu).unwrap().reshape((1, 1, 1, 4)).unwrap();
-        let y = rope.at(7, 1, DType::F32).unwrap().apply(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let turned = |a: f64, b: f64, angle: f64| (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin());
+        let y = rope
+            .at(7, 1, DType::F32)
+            .unwrap()
+            .apply(&x)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
+        let turned = |a: f64, b: f64, angle: f64| {
+            (a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin())
+        };
         let ((y0, y2), (y1, y3)) = (turned(1.0, 3.0, 7.0), turned(2.0, 4.0, 0.7));
         for (got, expected) in y.iter().zip([y0, y1, y2, y3]) {
             assert!((f64::from(*got) - expected).abs() < 1e-5, "{y:?}");
