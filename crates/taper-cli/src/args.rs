@@ -1,0 +1,228 @@
+//! What can be asked of the command. Strings become types here.
+
+use clap::{ArgGroup, Parser, Subcommand, value_parser};
+use std::{num::NonZeroUsize, path::PathBuf};
+
+/// Makes models smaller: quantization and pruning of model directories, and how good the result is.
+#[derive(Debug, Parser)]
+#[command(name = "taper", version, max_term_width = 110)]
+pub(crate) struct Args {
+    /// Print one JSON object on standard output and nothing else there.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Threads to work with, 1 to 1024; all cores where absent. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what is in a model directory: shape, encoding, bytes and bits of each weight.
+    Inspect(Inspect),
+    /// Compress a model directory into a new one.
+    Compress(Box<Compress>),
+    /// Judge a model: perplexity on a text, agreement with sentence scores, accuracy on features.
+    Eval(Eval),
+    /// Compare two model directories weight by weight, the most damaged first.
+    Diff(Diff),
+    /// Continue a prompt.
+    Generate(Generate),
+    /// Compress the bundled model in six ways and show sizes, perplexities and speeds side by side.
+    Demo(Demo),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Inspect {
+    /// The model directory.
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("how").required(true).args(["recipe", "int8", "int4", "nf4"])))]
+pub(crate) struct Compress {
+    /// The model directory to compress; it is only read.
+    pub(crate) dir: PathBuf,
+
+    /// The model directory to make; it appears whole or not at all.
+    #[arg(short, long, value_name = "DIR", required_unless_present = "dry_run")]
+    pub(crate) out: Option<PathBuf>,
+
+    /// Passes from a TOML file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe: Option<PathBuf>,
+
+    /// All matrices to 8-bit integers, one scale per row (or per --group).
+    #[arg(long)]
+    pub(crate) int8: bool,
+
+    /// All matrices to 4-bit integers in groups.
+    #[arg(long)]
+    pub(crate) int4: bool,
+
+    /// All matrices to 4-bit NormalFloat in blocks.
+    #[arg(long)]
+    pub(crate) nf4: bool,
+
+    /// Weights that share a scale: 32 for --int4, 64 for --nf4, a row for --int8 where absent.
+    #[arg(long, value_name = "N", conflicts_with = "recipe", value_parser = count)]
+    pub(crate) group: Option<NonZeroUsize>,
+
+    /// Only tell what would be written, to the byte.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Continue a run that was cancelled or killed.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) resume: bool,
+
+    /// Fail where less than this share of the matrices' bytes is compressed, 0 to 1.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) coverage_floor: Option<f64>,
+
+    /// Begin a new file after this many bytes, such as 4000000000, 500M or 4G.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(crate) shard_bytes: Option<u64>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("what").required(true).multiple(true).args(["text", "sts", "features"])))]
+pub(crate) struct Eval {
+    /// The model directory.
+    pub(crate) dir: PathBuf,
+
+    /// Perplexity on this text (language models).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+
+    /// Tokens per window; windows do not overlap, an incomplete last one is dropped.
+    #[arg(long, value_name = "N", default_value = "256", requires = "text", value_parser = count)]
+    pub(crate) window: NonZeroUsize,
+
+    /// Only the first N windows; all for the perplexity and 64 for the divergence where absent.
+    #[arg(long, value_name = "N", requires = "text", value_parser = count)]
+    pub(crate) windows: Option<NonZeroUsize>,
+
+    /// Mean KL divergence from this original, and how often both find the same token likeliest.
+    #[arg(long, value_name = "DIR", requires = "text")]
+    pub(crate) against: Option<PathBuf>,
+
+    /// Correlation with the scores of sentence pairs, per file of score, sentence, sentence (sentence encoders).
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(crate) sts: Vec<PathBuf>,
+
+    /// Accuracy on labelled features in a safetensors file (classifiers).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) features: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Diff {
+    /// The original.
+    pub(crate) a: PathBuf,
+    /// What was made of it.
+    pub(crate) b: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Generate {
+    /// The model directory (a language model).
+    pub(crate) dir: PathBuf,
+
+    /// The text to continue.
+    #[arg(long)]
+    pub(crate) prompt: String,
+
+    /// At most this many tokens.
+    #[arg(long, value_name = "N", default_value = "128", value_parser = count)]
+    pub(crate) max_tokens: NonZeroUsize,
+
+    /// 0 always takes the likeliest token, 1 draws from the model's own distribution.
+    #[arg(long, value_name = "T", default_value = "0.8", value_parser = temperature)]
+    pub(crate) temperature: f64,
+
+    /// Draw among the K likeliest tokens only.
+    #[arg(long, value_name = "K", value_parser = count)]
+    pub(crate) top_k: Option<NonZeroUsize>,
+
+    /// Draw among the fewest tokens that together have this probability.
+    #[arg(long, value_name = "P", value_parser = probability)]
+    pub(crate) top_p: Option<f64>,
+
+    /// The same seed draws the same text.
+    #[arg(long, default_value = "0")]
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Demo {
+    /// Keep the original and the compressed models in this new directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+
+    /// Write a chart of size against perplexity.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+}
+
+fn count(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "expected a whole number of at least 1".to_owned())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|v| (0.0..=1.0).contains(v))
+        .ok_or_else(|| "expected a share from 0 to 1, such as 0.9".to_owned())
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|v| *v > 0.0 && *v <= 1.0)
+        .ok_or_else(|| "expected a probability above 0 and at most 1, such as 0.95".to_owned())
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|v: &f64| v.is_finite() && *v >= 0.0)
+        .ok_or_else(|| "expected a number of at least 0, such as 0.8".to_owned())
+}
+
+/// Whole bytes, with K, M or G for their thousands.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.to_ascii_uppercase().chars().last() {
+        Some('K') => (&text[..text.len() - 1], 1_000),
+        Some('M') => (&text[..text.len() - 1], 1_000_000),
+        Some('G') => (&text[..text.len() - 1], 1_000_000_000),
+        _ => (text, 1),
+    };
+    let number: Option<u64> = digits.parse().ok().filter(|n| *n > 0);
+    number
+        .and_then(|n| n.checked_mul(unit))
+        .ok_or_else(|| "expected bytes, such as 4000000000, 500M or 4G".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        <Args as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units_and_bounds() {
+        assert_eq!(bytes("500M"), Ok(500_000_000));
+        assert_eq!(bytes("4g"), Ok(4_000_000_000));
+        assert_eq!(bytes("12"), Ok(12));
+        for wrong in ["", "0", "-1", "G", "1.5G", "99999999999999999999", "99999999999G", "µ"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+}
