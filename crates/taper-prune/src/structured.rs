@@ -18,8 +18,12 @@
 //! changes nothing either.
 //!
 //! **The consumers alone** are better for gated feed-forward blocks of trained models: rows of large ‖gate_u‖ belong to
-//! units that fire seldom, so the norm there tells how choosy a unit is rather than how much it writes. Therefore
-//! [`UnitScore::of`] gives feed-forward blocks this score and everything else the product.
+//! units that fire seldom, so the norm there tells how choosy a unit is rather than how much it writes.
+//!
+//! **The sum** is better for channels: their path has many factors (convolution, gain, depthwise filter, gain again),
+//! and an error in one of them throws a product further than a sum.
+//!
+//! So [`UnitScore::of`] gives feed-forward blocks the consumers, attention groups the product, and channels the sum.
 //!
 //! Which weights make a coupling, and how many units stay, is [`crate::resolve`].
 
@@ -46,7 +50,8 @@ impl UnitScore {
     pub fn of(family: Family) -> Self {
         match family {
             Family::FeedForward => Self::Consumers,
-            Family::AttentionGroups | Family::Channels => Self::Product,
+            Family::AttentionGroups => Self::Product,
+            Family::Channels => Self::Sum,
         }
     }
 }

@@ -122,7 +122,8 @@ fn a_rescaling_that_batch_norm_undoes_changes_no_choice() {
     {
         scaled.insert(name, Arc::new(scale(name, by)));
     }
-    let pass = Structured::new(Arc::new(couplings), Family::Channels, 0.5).unwrap();
+    let pass =
+        Structured::new(Arc::new(couplings), Family::Channels, 0.5).unwrap().with_score(UnitScore::Product);
     let (a, b) = (run(&pass, full).unwrap(), run(&pass, scaled).unwrap());
     assert_eq!(values(&a, "b.weight"), values(&b, "b.weight"), "the same channels stay");
     assert_eq!(a.get("b.weight").unwrap().dense().unwrap().dtype(), DType::F32);
