@@ -28,8 +28,8 @@ pub struct Divergence {
     pub max_kl: f64,
     /// The share of predictions where both find the same token likeliest, 0 to 1.
     pub top1_agreement: f64,
-    /// How many predictions were compared.
-    pub predictions: usize,
+    /// How many positions were compared: those that predict a token of their window.
+    pub positions: usize,
     /// How many windows were read.
     pub windows: usize,
 }
@@ -55,12 +55,12 @@ pub fn divergence(
         }
         step(progress, "windows", i + 1, windows.len())?;
     }
-    let predictions = windows.len() * (windows.size() - 1);
+    let positions = windows.len() * (windows.size() - 1);
     Ok(Divergence {
-        mean_kl: sum / predictions as f64,
+        mean_kl: sum / positions as f64,
         max_kl: max,
-        top1_agreement: agreed as f64 / predictions as f64,
-        predictions,
+        top1_agreement: agreed as f64 / positions as f64,
+        positions,
         windows: windows.len(),
     })
 }
@@ -110,7 +110,7 @@ mod tests {
         let kl = |p: f64, q: f64| p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln();
         assert!((found.mean_kl - (3.0 * kl(0.8, 0.7) + kl(0.6, 0.4)) / 4.0).abs() < 1e-7);
         assert!((found.max_kl - kl(0.6, 0.4)).abs() < 1e-7);
-        assert_eq!((found.top1_agreement, found.predictions), (0.75, 4));
+        assert_eq!((found.top1_agreement, found.positions), (0.75, 4));
     }
 
     #[test]
