@@ -51,6 +51,26 @@ fn signal(child: &Child, name: &str) -> Tested {
     if sent.success() { Ok(()) } else { Err("the signal was not sent".into()) }
 }
 
+/// Waits until the process catches Ctrl-C: before that, a signal would simply end it.
+fn listening(child: &Child) -> Tested {
+    let status = format!("/proc/{}/status", child.id());
+    for _ in 0..6000 {
+        match std::fs::read_to_string(&status) {
+            Ok(text) => {
+                let caught = text.lines().find_map(|l| l.strip_prefix("SigCgt:")).unwrap_or("0");
+                // Bit n − 1 stands for signal n; Ctrl-C is 2.
+                if u64::from_str_radix(caught.trim(), 16)? & 0b10 != 0 {
+                    return Ok(());
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // No such file system: half a second is ample on an idle machine.
+            Err(_) => return Ok(std::thread::sleep(Duration::from_millis(500))),
+        }
+    }
+    Err("it does not listen".into())
+}
+
 fn same(a: &Path, b: &Path) -> Tested<bool> {
     Ok(bytes(a)? == bytes(b)?)
 }
@@ -94,8 +114,7 @@ fn a_cancelled_run_says_so_in_json() -> Tested {
     let scratch = Scratch::new()?;
     let mut command = scratch.command("generate model --max-tokens 900 --threads 1 --json");
     let child = command.args(["--prompt", "The"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    // Long enough to have begun, far too short for 900 tokens. A signal before listening begins would just end it.
-    std::thread::sleep(Duration::from_millis(150));
+    listening(&child)?;
     signal(&child, "-INT")?;
     let ran = Ran::of(child.wait_with_output()?).refused(130, &["cancelled"]);
     assert_eq!(ran.json()?["error"], "cancelled");
