@@ -106,6 +106,10 @@ pub fn unit_squares(values: &[f32], axis: Axis) -> Vec<f64> {
 }
 
 /// The values of the kept units only, in their order: the axis shrinks to `kept.len()` units.
+///
+/// # Panics
+/// Where `kept` names a unit that the axis does not have, or `values` are fewer than the axis says;
+/// [`crate::resolve::Plan::new`] checks both.
 #[must_use]
 pub fn cut_units<T: Copy>(values: &[T], axis: Axis, kept: &[usize]) -> Vec<T> {
     let stretch = axis.stretch();
@@ -119,6 +123,9 @@ pub fn cut_units<T: Copy>(values: &[T], axis: Axis, kept: &[usize]) -> Vec<T> {
 }
 
 /// Zeroes every unit that is not kept; the shape stays. The function of the model is then that of the cut one.
+///
+/// # Panics
+/// Where `kept` names a unit that the axis does not have.
 pub fn mask_units<T: Copy + Default>(values: &mut [T], axis: Axis, kept: &[usize]) {
     let mut keep = vec![false; axis.units];
     for &unit in kept {
