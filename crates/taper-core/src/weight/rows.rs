@@ -63,30 +63,36 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes[0]
 }
 
-/// x · Wᵀ by decoding one row at a time: `x` is `[batch, cols]`, the result `[batch, rows]`.
+/// Rows decoded at once when several vectors are multiplied: each vector is then read once for as many rows.
+const PANEL: usize = 32;
+
+/// x · Wᵀ by decoding a few rows at a time: `x` is `[batch, cols]`, the result `[batch, rows]`.
 #[must_use]
 pub fn matmul_slice<R: Rows>(weight: &R, x: &[f32], batch: usize) -> Vec<f32> {
     let (rows, cols) = (weight.rows(), weight.cols());
+    if batch == 1 {
+        let mut y = vec![0f32; rows];
+        let dot = |scratch: &mut Vec<f32>, (row, y): (usize, &mut f32)| *y = weight.dot_row(row, x, scratch);
+        y.par_iter_mut().enumerate().for_each_init(|| vec![0f32; cols], dot);
+        return y;
+    }
     // Computed as [rows, batch] so that each thread writes its own stretch, transposed at the end.
     let mut by_row = vec![0f32; rows * batch];
-    if batch > 0 {
-        by_row.par_chunks_mut(batch).enumerate().for_each_init(
-            || vec![0f32; cols],
-            |scratch, (row, out)| {
-                if let [one] = out {
-                    *one = weight.dot_row(row, x, scratch);
-                } else {
-                    weight.decode_row(row, scratch);
-                    for (y, x) in out.iter_mut().zip(x.chunks_exact(cols.max(1))) {
-                        *y = dot(scratch, x);
-                    }
-                }
-            },
-        );
-    }
-    if batch == 1 {
-        return by_row;
-    }
+    let panel = |scratch: &mut Vec<f32>, (index, out): (usize, &mut [f32])| {
+        let decoded = scratch.chunks_exact_mut(cols.max(1));
+        for (row, decoded) in (index * PANEL..rows).zip(decoded) {
+            weight.decode_row(row, decoded);
+        }
+        for (m, x) in x.chunks_exact(cols.max(1)).enumerate() {
+            for (row, decoded) in out.chunks_exact_mut(batch).zip(scratch.chunks_exact(cols.max(1))) {
+                row[m] = dot(decoded, x);
+            }
+        }
+    };
+    by_row
+        .par_chunks_mut((PANEL * batch).max(1))
+        .enumerate()
+        .for_each_init(|| vec![0f32; PANEL * cols], panel);
     let mut y = vec![0f32; rows * batch];
     for (row, stretch) in by_row.chunks_exact(batch.max(1)).enumerate() {
         for (m, value) in stretch.iter().enumerate() {
