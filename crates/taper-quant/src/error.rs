@@ -38,9 +38,9 @@ pub enum Error {
         expected: String,
     },
 
-    /// A scale that its stored type cannot hold.
+    /// A scale that its stored type cannot hold, or whose codes would decode beyond f32.
     #[error(
-        "the scale {scale:e} of row {row} does not fit {scales}, whose largest value is {largest:e}; store the scales as bf16 or f32"
+        "the scale {scale:e} of row {row} is too large for {scales} scales; store them as f32 (or bf16), or rescale the weight"
     )]
     ScaleOverflow {
         /// The row whose scale it is; 0 where one scale serves the whole matrix.
@@ -49,8 +49,6 @@ pub enum Error {
         scale: f32,
         /// The type chosen for scales.
         scales: ScaleType,
-        /// Its largest finite value.
-        largest: f32,
     },
 
     /// A value that is NaN or infinite.

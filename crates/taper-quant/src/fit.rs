@@ -124,17 +124,21 @@ impl Fit {
     /// The grid of one group.
     ///
     /// # Errors
-    /// The scale that the values ask for, where the scheme's scale type cannot hold it.
+    /// The scale that the values ask for, where the scheme's scale type cannot hold it or its codes leave f32.
     pub fn grid(&self, sample: Sample<'_>, scheme: &Scheme) -> std::result::Result<Grid, f32> {
         let (low, high) = sample.extremes();
         if low == 0.0 && high == 0.0 {
             return Ok(Grid::OF_ZEROS);
         }
-        match self {
+        let grid = match self {
             Self::AbsMax => absmax::grid(low, high, scheme.bits, scheme.scales),
             Self::MinMax => minmax::grid(low, high, scheme),
             Self::Search(search) => search.grid(sample, low, high, scheme),
-        }
+        }?;
+        // Near the end of f32 even a finite scale has codes that decode to infinity.
+        let (lowest, highest) = self.codes(scheme.bits);
+        let reach = (grid.zero - lowest).max(highest - grid.zero) as f32;
+        if (grid.scale * reach).is_finite() { Ok(grid) } else { Err(grid.scale) }
     }
 }
 

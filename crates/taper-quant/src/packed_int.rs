@@ -40,6 +40,8 @@ pub(crate) struct Stored {
     /// `rows · row_bytes`.
     pub(crate) codes: Arc<[u8]>,
     pub(crate) row_bytes: usize,
+    /// Scales per row.
+    pub(crate) groups: usize,
     pub(crate) scales: Scales,
     pub(crate) zeros: Option<Vec<i8>>,
     /// The group of each column, where columns were reordered before grouping.
@@ -92,6 +94,7 @@ impl PackedInt {
             layout,
             codes: encoded.codes.into(),
             row_bytes: encoded.row_bytes,
+            groups: cols.div_ceil(scheme.granularity.span(cols)),
             scales: Scales::new(&encoded.scales, scheme.scales),
             zeros: encoded.zeros,
             column_groups: None,
@@ -133,7 +136,7 @@ impl PackedInt {
         let index = match stored.scheme.granularity {
             Granularity::Tensor => 0,
             Granularity::Channel => row,
-            Granularity::Group(size) => row * self.cols().div_ceil(size.get()) + group,
+            Granularity::Group(_) => row * stored.groups + group,
         };
         let scale = match stored.layout {
             IntLayout::BitsAndBytes => stored.scales.get(index) / 127.0,

@@ -171,16 +171,6 @@ impl ScaleType {
         }
     }
 
-    /// The largest finite value.
-    #[must_use]
-    pub fn largest(self) -> f32 {
-        match self {
-            Self::F16 => half::f16::MAX.to_f32(),
-            Self::BF16 => half::bf16::MAX.to_f32(),
-            Self::F32 => f32::MAX,
-        }
-    }
-
     /// The smallest positive value.
     #[must_use]
     pub fn smallest(self) -> f32 {
@@ -255,6 +245,13 @@ impl Scheme {
     #[must_use]
     pub fn with_scales(mut self, scales: ScaleType) -> Self {
         self.scales = scales;
+        self
+    }
+
+    /// With scales shared like this.
+    #[must_use]
+    pub fn with_granularity(mut self, granularity: Granularity) -> Self {
+        self.granularity = granularity;
         self
     }
 

@@ -96,8 +96,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     fn overflow(&self, row: usize, scale: f32) -> Error {
-        let scales = self.scheme.scales;
-        Error::ScaleOverflow { row, scale, scales, largest: scales.largest() }
+        Error::ScaleOverflow { row, scale, scales: self.scheme.scales }
     }
 
     fn run(&self, values: &[f32], encoded: &mut EncodedInt, zeros: &mut [i8]) -> Result<()> {

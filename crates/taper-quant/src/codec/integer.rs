@@ -153,6 +153,7 @@ pub(crate) fn read(weight: &str, parts: &Parts, layout: IntLayout) -> Result<Pac
         layout,
         codes,
         row_bytes,
+        groups: cols.div_ceil(scheme.granularity.span(cols)),
         scales,
         zeros: zeros(parts, weight, &scheme, layout, (rows, cols), old)?,
         column_groups: if reordered {

@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn complete_runs_become_one_expression() {
         let members = ["layers.0.q_proj", "layers.1.q_proj", "layers.10.q_proj", "head"];
-        assert_eq!(targets(&members, &["layers.0.o_proj"]), [r"re:^layers\.[0-9]+\.q_proj$", "head"]);
+        assert_eq!(targets(&members, &["layers.0.o_proj"]), ["head", r"re:^layers\.[0-9]+\.q_proj$"]);
     }
 
     #[test]

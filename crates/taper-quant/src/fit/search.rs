@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Grid, Sample, minmax, stored,
-    sums::{Levels, Sums, Window},
+    sums::{LANES, Levels, Sums, Window},
 };
 use crate::scheme::{Bits, ScaleType, Scheme};
 
@@ -37,7 +37,8 @@ pub enum ScaleSign {
 /// The options of the search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Search {
-    /// Candidates on the coarse grid. 20 is where more steps gain less than 0.3 % at 4 bits in groups of 32.
+    /// Candidates on the coarse grid. Judged eight at a time, twice as many where the range is wide. On
+    /// Gaussian groups 8 lose 0.1 % of the error against 64, the default of 16 loses 0.02 %: the refits do most of the work.
     pub steps: u16,
     /// Which signs a symmetric scale may have; asymmetric ones are positive.
     pub sign: ScaleSign,
@@ -45,15 +46,15 @@ pub struct Search {
 
 impl Default for Search {
     fn default() -> Self {
-        Self { steps: 20, sign: ScaleSign::Either }
+        Self { steps: 16, sign: ScaleSign::Either }
     }
 }
 
 /// Below this largest value (of f32's 10⁻³⁸) an inverse scale would overflow, and the grid is min–max.
 const TINY: f32 = 1e-30;
 
-/// Halvings of the grid's step around the best candidate.
-const REFINEMENTS: usize = 3;
+/// Where candidates of the finer grid lie around the best one, in steps of the coarser.
+const FINER: [f32; LANES] = [-0.75, -0.5, -0.25, -0.125, 0.125, 0.25, 0.5, 0.75];
 
 /// Times that codes and scale are refitted in turn, at most; it ends by itself when nothing changes.
 const REFITS: usize = 4;
@@ -94,7 +95,7 @@ impl Search {
     fn symmetric(&self, sample: Sample<'_>, low: f32, high: f32, scheme: &Scheme) -> Option<Grid> {
         let (bottom, top) = (scheme.bits.lowest() as f32, scheme.bits.highest() as f32);
         let (peak, window) = (high.max(-low), Window { low: bottom, high: top });
-        let mut hunt = Hunt::new(sample, peak, scheme.scales);
+        let mut hunt = Hunt::new(sample, peak, scheme.scales, window);
         let growth = clipping(sample, peak, -bottom);
         // `towards` −1 turns values around, so that what was above zero meets the longer negative side.
         let natural = if high > -low { -1.0 } else { 1.0 };
@@ -109,7 +110,7 @@ impl Search {
             for k in axis.points() {
                 hunt.consider(towards * k / peak, window);
             }
-            hunt.refine(axis.step());
+            hunt.refine(axis);
         }
         hunt.refit();
         hunt.best.map(|best| Grid { scale: best.scale, zero: 0 })
@@ -117,7 +118,7 @@ impl Search {
 
     fn asymmetric(&self, sample: Sample<'_>, low: f32, high: f32, scheme: &Scheme) -> Option<Grid> {
         let (steps, range) = (scheme.bits.steps() as f32, high - low);
-        let mut hunt = Hunt::new(sample, range, scheme.scales);
+        let mut hunt = Hunt::new(sample, range, scheme.scales, window_from(0.0, steps));
         let axis = Axis::new(steps - 0.7, steps * clipping(sample, range, steps) + 0.7, self.steps);
         let mean = mean(sample);
         for k in axis.points() {
@@ -131,7 +132,7 @@ impl Search {
                 hunt.consider(inv, window_from(about_mean, steps));
             }
         }
-        hunt.refine(axis.step());
+        hunt.refine(axis);
         hunt.slide(steps);
         hunt.refit();
         hunt.best.map(|best| Grid { scale: best.scale, zero: scheme.bits.lowest() - best.levels.low as i32 })
@@ -145,13 +146,13 @@ pub(crate) fn unit_scale<L: Levels>(sample: Sample<'_>, peak: f32, levels: L, st
     if peak < TINY {
         return None;
     }
-    let mut hunt = Hunt::new(sample, peak, ScaleType::F32);
+    let mut hunt = Hunt::new(sample, peak, ScaleType::F32, levels);
     // About 16 levels: as much clipping as 8 steps from zero to the peak can pay for.
     let axis = Axis::new(0.92, clipping(sample, peak, 8.0), steps);
     for k in axis.points() {
         hunt.consider(k / peak, levels);
     }
-    hunt.refine(axis.step());
+    hunt.refine(axis);
     hunt.refit();
     hunt.best.map(|best| best.scale)
 }
@@ -171,12 +172,13 @@ fn clipping(sample: Sample<'_>, peak: f32, steps: f32) -> f32 {
     let Sample { values, importance } = sample;
     let share = importance.map_or(values.len() as f32, |w| {
         let total: f32 = w.iter().sum::<f32>() * (values.len() as f32 / w.len() as f32);
-        let cheapest = values
-            .iter()
-            .zip(w.iter().cycle())
-            .filter(|(x, _)| x.abs() >= 0.99 * peak)
-            .map(|(_, w)| *w)
-            .fold(f32::MAX, f32::min);
+        let mut cheapest = f32::MAX;
+        for x in values.chunks(w.len()) {
+            for (x, &w) in x.iter().zip(w) {
+                let at_peak = if x.abs() >= 0.99 * peak { w } else { f32::MAX };
+                cheapest = if at_peak < cheapest { at_peak } else { cheapest };
+            }
+        }
         total / cheapest.max(f32::MIN_POSITIVE)
     });
     let c = (share / 12.0).sqrt() / steps;
@@ -212,10 +214,11 @@ struct Axis {
 }
 
 impl Axis {
-    fn new(from: f32, to: f32, count: u16) -> Self {
-        let intervals = f32::from(count.max(2) - 1);
-        let ratio = if to > 2.0 * from { (to / from).powf(1.0 / intervals) } else { 1.0 };
-        Self { from, to, count: count.max(2), ratio }
+    fn new(from: f32, to: f32, steps: u16) -> Self {
+        let wide = to > 2.0 * from;
+        let count = if wide { steps.max(2).saturating_mul(2) } else { steps.max(2) };
+        let ratio = if wide { (to / from).powf(1.0 / f32::from(count - 1)) } else { 1.0 };
+        Self { from, to, count, ratio }
     }
 
     fn points(self) -> impl Iterator<Item = f32> {
@@ -254,39 +257,75 @@ struct Hunt<'a, L> {
     peak: f32,
     scales: ScaleType,
     best: Option<Best<L>>,
+    /// Candidates that wait to be judged together.
+    waiting: [f32; LANES],
+    levels: [L; LANES],
+    count: usize,
 }
 
 impl<'a, L: Levels> Hunt<'a, L> {
-    fn new(sample: Sample<'a>, peak: f32, scales: ScaleType) -> Self {
-        Self { sample, peak, scales, best: None }
+    fn new(sample: Sample<'a>, peak: f32, scales: ScaleType, any: L) -> Self {
+        let (waiting, levels) = ([1.0; LANES], [any; LANES]);
+        Self { sample, peak, scales, best: None, waiting, levels, count: 0 }
+    }
+
+    /// Adds a candidate, judged with seven others or by [`Hunt::flush`].
+    fn consider(&mut self, inv: f32, levels: L) {
+        (self.waiting[self.count], self.levels[self.count]) = (inv, levels);
+        self.count += 1;
+        if self.count == LANES {
+            self.flush();
+        }
+    }
+
+    /// Judges all candidates that wait.
+    fn flush(&mut self) {
+        let (waiting, levels) = (self.waiting, self.levels);
+        match std::mem::take(&mut self.count) {
+            0 => {}
+            1 => {
+                let sums = Sums::of(self.sample, waiting[0], levels[0]);
+                self.judge(waiting[0], levels[0], sums);
+            }
+            count => {
+                let sums = Sums::of_each(self.sample, &waiting, &levels);
+                for i in 0..count {
+                    self.judge(waiting[i], levels[i], sums[i]);
+                }
+            }
+        }
     }
 
     /// Judges the codes of one inverse scale, at the least-squares scale as stored.
-    fn consider(&mut self, inv: f32, levels: L) {
-        let Sums { see, sqe, sqq } = Sums::of(self.sample, inv, levels);
+    fn judge(&mut self, inv: f32, levels: L, Sums { see, sqe, sqq }: Sums) {
         let bar = self.best.map_or(f64::INFINITY, |best| best.error);
         let unit = f64::from(inv) * f64::from(self.peak);
-        let unit = 1.0 / (unit * unit);
+        let unit = unit * unit;
         // Rounding the scale can only add to the least-squares error: most candidates end here.
-        if sqq.is_nan() || sqq <= 0.0 || (see - sqe * sqe / sqq) * unit >= bar {
+        // (The error is (S_ee − S_qe² / S_qq) / unit; both divisions are on the other side.)
+        if sqq.is_nan() || sqq <= 0.0 || see * sqq - sqe * sqe >= bar * unit * sqq {
             return;
         }
         let ideal = ((1.0 + sqe / sqq) / f64::from(inv)) as f32;
         let Ok(scale) = stored(ideal, self.scales) else { return };
         let d = f64::from(scale) * f64::from(inv) - 1.0;
-        let error = (see - 2.0 * d * sqe + d * d * sqq) * unit;
+        let error = (see - 2.0 * d * sqe + d * d * sqq) / unit;
         if error < bar {
             self.best = Some(Best { error, scale, levels });
         }
     }
 
-    /// Looks on both sides of the best scale, in ever smaller steps.
-    fn refine(&mut self, mut step: f32) {
-        for _ in 0..REFINEMENTS {
-            step /= 2.0;
+    /// Looks on both sides of the best scale, between the steps of the coarse grid; again where those are wide.
+    fn refine(&mut self, axis: Axis) {
+        self.flush();
+        let mut step = axis.step();
+        for _ in 0..if axis.ratio > 1.0 { 2 } else { 1 } {
             let Some(best) = self.best else { return };
-            self.consider((1.0 + step) / best.scale, best.levels);
-            self.consider((1.0 - step) / best.scale, best.levels);
+            for by in FINER {
+                self.consider((1.0 + by * step) / best.scale, best.levels);
+            }
+            self.flush();
+            step /= 4.0;
         }
     }
 
@@ -295,6 +334,7 @@ impl<'a, L: Levels> Hunt<'a, L> {
         for _ in 0..REFITS {
             let Some(before) = self.best else { return };
             self.consider(1.0 / before.scale, before.levels);
+            self.flush();
             if self.best.is_none_or(|now| now.scale == before.scale) {
                 return;
             }
@@ -312,6 +352,7 @@ impl Hunt<'_, Window> {
                     break;
                 }
                 self.consider(1.0 / before.scale, window);
+                self.flush();
                 if self.best.is_none_or(|now| now.levels == before.levels) {
                     break;
                 }

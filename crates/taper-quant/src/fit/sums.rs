@@ -10,15 +10,17 @@
 //! ```
 //!
 //! Working with e instead of x avoids subtracting nearly equal sums, which would drown an 8-bit error in f32 rounding.
-//! Sums run in eight fixed lanes within runs of [`RUN`] values and in order, in f64, across runs: the result does not
-//! depend on threads.
+//!
+//! Two kernels: [`Sums::of_each`] judges eight candidates side by side, one per lane, so that short groups need no
+//! sum across lanes; [`Sums::of`] judges one with eight lanes along the values. Both add up runs of [`RUN`] values in
+//! f32 and go on in f64, in fixed order: results do not depend on threads.
 
 use rayon::prelude::*;
 
 use super::Sample;
 
 /// Values summed in f32 before the total goes on in f64.
-const RUN: usize = 4096;
+const RUN: usize = 1024;
 
 /// From this many values on, runs are summed in parallel.
 const PARALLEL: usize = 1 << 18;
@@ -59,82 +61,123 @@ pub(crate) struct Sums {
 impl Sums {
     /// The sums of a sample at inverse scale `inv`.
     pub(crate) fn of<L: Levels>(sample: Sample<'_>, inv: f32, levels: L) -> Self {
-        let Sample { values, importance } = sample;
-        let period = importance.map_or(RUN, <[f32]>::len);
-        if values.len() <= period.min(RUN) {
-            return Self::run(values, importance, inv, levels);
-        }
-        if values.len() < PARALLEL {
-            return values.chunks(period).map(|x| Self::period(x, importance, inv, levels)).sum();
-        }
-        // Whole periods per task, so that the partial sums are the same on any number of threads.
-        let task = period * PARALLEL.div_ceil(4 * period);
-        let parts: Vec<Self> = values
-            .par_chunks(task)
-            .map(|x| x.chunks(period).map(|x| Self::period(x, importance, inv, levels)).sum())
-            .collect();
-        parts.into_iter().sum()
+        let [sums] = over_runs(sample, &|x: &[f32], w: Option<&[f32]>| {
+            [Self::from_lane(match w {
+                None => along::<L, false>(x, x, inv, levels),
+                Some(w) => along::<L, true>(x, w, inv, levels),
+            })]
+        });
+        sums
     }
 
-    fn period<L: Levels>(x: &[f32], w: Option<&[f32]>, inv: f32, levels: L) -> Self {
-        match w {
-            None => x.chunks(RUN).map(|x| Self::run(x, None, inv, levels)).sum(),
-            Some(w) => {
-                x.chunks(RUN).zip(w.chunks(RUN)).map(|(x, w)| Self::run(x, Some(w), inv, levels)).sum()
-            }
-        }
-    }
-
-    fn run<L: Levels>(x: &[f32], w: Option<&[f32]>, inv: f32, levels: L) -> Self {
-        let [see, sqe, sqq] = match w {
-            None => lanes::<L, false>(x, x, inv, levels),
-            Some(w) => lanes::<L, true>(x, &w[..x.len().min(w.len())], inv, levels),
-        };
-        Self { see: f64::from(see), sqe: f64::from(sqe), sqq: f64::from(sqq) }
-    }
-}
-
-impl std::iter::Sum for Sums {
-    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
-        parts.fold(Self { see: 0.0, sqe: 0.0, sqq: 0.0 }, |a, b| Self {
-            see: a.see + b.see,
-            sqe: a.sqe + b.sqe,
-            sqq: a.sqq + b.sqq,
+    /// The sums of a sample at each of several inverse scales, each with levels of its own.
+    pub(crate) fn of_each<L: Levels>(
+        sample: Sample<'_>,
+        inv: &[f32; LANES],
+        levels: &[L; LANES],
+    ) -> [Self; LANES] {
+        over_runs(sample, &|x: &[f32], w: Option<&[f32]>| {
+            let [see, sqe, sqq] = match w {
+                None => across::<L, false>(x, x, inv, levels),
+                Some(w) => across::<L, true>(x, w, inv, levels),
+            };
+            std::array::from_fn(|i| Self::from_lane([see[i], sqe[i], sqq[i]]))
         })
     }
+
+    fn from_lane([see, sqe, sqq]: [f32; 3]) -> Self {
+        Self { see: f64::from(see), sqe: f64::from(sqe), sqq: f64::from(sqq) }
+    }
+
+    const ZERO: Self = Self { see: 0.0, sqe: 0.0, sqq: 0.0 };
+
+    fn add(&mut self, other: &Self) {
+        self.see += other.see;
+        self.sqe += other.sqe;
+        self.sqq += other.sqq;
+    }
 }
 
-const LANES: usize = 8;
+/// Adds up what `run` says of the runs of a sample, in order.
+fn over_runs<const N: usize>(
+    sample: Sample<'_>,
+    run: &(impl Fn(&[f32], Option<&[f32]>) -> [Sums; N] + Sync),
+) -> [Sums; N] {
+    let Sample { values, importance } = sample;
+    let period = importance.map_or(values.len().max(1), <[f32]>::len);
+    if values.len() <= period.min(RUN) {
+        return run(values, importance.map(|w| &w[..values.len()]));
+    }
+    let serial = |values: &[f32]| {
+        let mut total = [Sums::ZERO; N];
+        for values in values.chunks(period) {
+            for (i, x) in values.chunks(RUN).enumerate() {
+                let part = run(x, importance.map(|w| &w[i * RUN..i * RUN + x.len()]));
+                total.iter_mut().zip(&part).for_each(|(total, part)| total.add(part));
+            }
+        }
+        total
+    };
+    if values.len() < PARALLEL {
+        return serial(values);
+    }
+    // Whole periods (or whole runs) per task, so that partial sums are the same on any number of threads.
+    let unit = importance.map_or(RUN, <[f32]>::len);
+    let parts: Vec<[Sums; N]> = values.par_chunks(unit * (PARALLEL / 4).div_ceil(unit)).map(serial).collect();
+    let mut total = [Sums::ZERO; N];
+    for part in &parts {
+        total.iter_mut().zip(part).for_each(|(total, part)| total.add(part));
+    }
+    total
+}
 
-fn lanes<L: Levels, const WEIGHTED: bool>(x: &[f32], w: &[f32], inv: f32, levels: L) -> [f32; 3] {
+/// Candidates judged side by side, and values per step of a single one.
+pub(crate) const LANES: usize = 8;
+
+/// One candidate per lane: Σ w e², Σ w q e, Σ w q².
+fn across<L: Levels, const WEIGHTED: bool>(
+    x: &[f32],
+    w: &[f32],
+    inv: &[f32; LANES],
+    levels: &[L; LANES],
+) -> [[f32; LANES]; 3] {
     let mut acc = [[0f32; LANES]; 3];
+    for (&x, &w) in x.iter().zip(w) {
+        step::<L, WEIGHTED>(&[x; LANES], &[w; LANES], inv, levels, &mut acc);
+    }
+    acc
+}
+
+/// One candidate, one value per lane.
+fn along<L: Levels, const WEIGHTED: bool>(x: &[f32], w: &[f32], inv: f32, levels: L) -> [f32; 3] {
+    let mut acc = [[0f32; LANES]; 3];
+    let (inv, levels) = ([inv; LANES], [levels; LANES]);
     let (xs, x_rest) = x.as_chunks::<LANES>();
     let (ws, w_rest) = w.as_chunks::<LANES>();
     for (x, w) in xs.iter().zip(ws) {
-        add::<L, WEIGHTED>(x, w, inv, levels, &mut acc);
+        step::<L, WEIGHTED>(x, w, &inv, &levels, &mut acc);
     }
     if !x_rest.is_empty() {
         // Zeros are at their own level and add nothing to any sum.
         let (mut x, mut w) = ([0f32; LANES], [0f32; LANES]);
         x[..x_rest.len()].copy_from_slice(x_rest);
-        let used = w_rest.len().min(x_rest.len());
-        w[..used].copy_from_slice(&w_rest[..used]);
-        add::<L, WEIGHTED>(&x, &w, inv, levels, &mut acc);
+        w[..w_rest.len()].copy_from_slice(w_rest);
+        step::<L, WEIGHTED>(&x, &w, &inv, &levels, &mut acc);
     }
     acc.map(|[a, b, c, d, e, f, g, h]| ((a + e) + (c + g)) + ((b + f) + (d + h)))
 }
 
 #[inline(always)]
-fn add<L: Levels, const WEIGHTED: bool>(
+fn step<L: Levels, const WEIGHTED: bool>(
     x: &[f32; LANES],
     w: &[f32; LANES],
-    inv: f32,
-    levels: L,
+    inv: &[f32; LANES],
+    levels: &[L; LANES],
     [see, sqe, sqq]: &mut [[f32; LANES]; 3],
 ) {
     for i in 0..LANES {
-        let u = x[i] * inv;
-        let q = levels.nearest(u);
+        let u = x[i] * inv[i];
+        let q = levels[i].nearest(u);
         let e = u - q;
         let (we, wq) = if WEIGHTED { (w[i] * e, w[i] * q) } else { (e, q) };
         see[i] += we * e;
@@ -148,13 +191,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lanes_agree_with_a_plain_sum_at_every_length() {
+    fn both_kernels_agree_with_a_plain_sum_at_every_length() {
         let window = Window { low: -8.0, high: 7.0 };
         for n in [1usize, 7, 8, 9, 31, 4095, 4096, 4097, 9000] {
             let x: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
             let w: Vec<f32> = (0..n).map(|i| (i * 13 % 7) as f32 * 0.25).collect();
             for weights in [None, Some(&w[..]), Some(&w[..n.div_ceil(3)])] {
-                let sums = Sums::of(Sample::weighted(&x, weights), 2.3, window);
+                let sample = Sample::weighted(&x, weights);
+                let mut inv = [1.0; LANES];
+                inv[5] = 2.3;
+                let judged =
+                    [Sums::of(sample, 2.3, window), Sums::of_each(sample, &inv, &[window; LANES])[5]];
                 let (mut see, mut sqe, mut sqq) = (0.0, 0.0, 0.0);
                 for (i, &x) in x.iter().enumerate() {
                     let u = f64::from(x * 2.3f32);
@@ -164,8 +211,10 @@ mod tests {
                     sqe += w * q * (u - q);
                     sqq += w * q * q;
                 }
-                for (got, want) in [(sums.see, see), (sums.sqe, sqe), (sums.sqq, sqq)] {
-                    assert!((got - want).abs() <= 1e-5 * (see + sqq), "{n}: {got} instead of {want}");
+                for sums in judged {
+                    for (got, want) in [(sums.see, see), (sums.sqe, sqe), (sums.sqq, sqq)] {
+                        assert!((got - want).abs() <= 1e-5 * (see + sqq), "{n}: {got} instead of {want}");
+                    }
                 }
             }
         }

@@ -1,0 +1,68 @@
+//! AVX2 with FMA and F16C: what nearly every x86-64 machine of the last ten years has.
+//!
+//! Integer products: nibbles by `maddubs`, whose pairs cannot overflow 16 bits as long as codes stay below 128; wider codes
+//! are widened to 16 bits first.
+//!
+//! Neighbours: [`rows`] multiplies one token, [`panels`] many; loops that compilers vectorise are [`scalar`]'s own.
+
+mod panels;
+mod rows;
+
+use super::{Isa, Kernels, Stream, scalar};
+
+/// The table, where the machine has every feature that the functions of this folder enable.
+pub(super) fn table() -> Option<&'static Kernels> {
+    let present =
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    present.then_some(&TABLE)
+}
+
+static TABLE: Kernels = Kernels {
+    isa: Isa::Avx2,
+    lanes: panels::LANES,
+    tokens_f32: panels::TOKENS_F32,
+    tokens_i8: panels::TOKENS_I8,
+    // SAFETY: this table is only handed out after the features were detected, here and below.
+    unpack: |row, stream, out| unsafe { unpack(row, stream, out) },
+    // SAFETY: as above.
+    decode: |codes, center, scale, out| unsafe { decode(codes, center, scale, out) },
+    // SAFETY: as above.
+    lookup: |codes, levels, scale, out| unsafe { lookup(codes, levels, scale, out) },
+    // SAFETY: as above.
+    row_f32: |job| unsafe { rows::row_f32(job) },
+    sliced_f32: None,
+    // SAFETY: as above.
+    panel_f32: |job, out| unsafe { panels::panel_f32(job, out) },
+    // SAFETY: as above.
+    tile_f32: |a, panel, c| unsafe { panels::tile_f32(a, panel, c) },
+    // SAFETY: as above.
+    quantize: |x, out| unsafe { quantize(x, out) },
+    // SAFETY: as above.
+    row_i8: |job| unsafe { rows::row_i8(job) },
+    // SAFETY: as above.
+    nibbles_i8: Some(|job, out| unsafe { rows::nibbles_i8(job, out) }),
+    // SAFETY: as above.
+    panel_i8: |codes, depth, out| unsafe { panels::panel_i8(codes, depth, out) },
+    // SAFETY: as above.
+    tile_i8: |job, c| unsafe { panels::tile_i8(job, c) },
+};
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack(row: &[u8], stream: Stream, out: &mut [u8]) {
+    scalar::unpack(row, stream, out);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn decode(codes: &[u8], center: f32, scale: f32, out: &mut [f32]) {
+    scalar::decode(codes, center, scale, out);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn lookup(codes: &[u8], levels: &[f32; 16], scale: f32, out: &mut [f32]) {
+    scalar::lookup(codes, levels, scale, out);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quantize(x: &[f32], out: &mut [i8]) -> f32 {
+    scalar::quantize(x, out)
+}

@@ -1,0 +1,281 @@
+//! Rows of codes times one token.
+//!
+//! Four rows at a time where they share what is loaded of the token; four independent sums also hide the latency of a
+//! multiply-add.
+//!
+//! Neighbours: [`super::panels`] for many tokens.
+
+use std::arch::x86_64::{
+    __m512, __m512i, _mm_loadu_si128, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_madd_epi16,
+    _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_epi32, _mm512_maskz_loadu_ps, _mm512_maskz_set1_epi32,
+    _mm512_mul_ps, _mm512_permutexvar_epi32, _mm512_permutexvar_ps, _mm512_reduce_add_ps, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_sub_ps,
+};
+
+use super::{first16, first64, load_bytes};
+use crate::kernel::{Levels, NibblesI8, RowF32, RowI8, SlicedF32};
+
+/// Sixteen values.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn load16(values: &[f32; 16]) -> __m512 {
+    // SAFETY: the array has 16 values.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+/// Up to 16 values; zeros beyond the end of the slice.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_floats(values: &[f32]) -> __m512 {
+    // SAFETY: only values within the slice are touched.
+    unsafe { _mm512_maskz_loadu_ps(first16(values.len()), values.as_ptr()) }
+}
+
+/// Up to 16 values; zeros beyond the end of the slice.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_ints(values: &[i32]) -> __m512i {
+    // SAFETY: only values within the slice are touched.
+    unsafe { _mm512_maskz_loadu_epi32(first16(values.len()), values.as_ptr()) }
+}
+
+/// Up to 16 codes, a word each; zeros beyond the end of the slice.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn code_words(codes: &[u8]) -> __m512i {
+    let mut bytes = [0u8; 16];
+    let source = if codes.len() >= 16 {
+        codes.as_ptr()
+    } else {
+        bytes[..codes.len()].copy_from_slice(codes);
+        bytes.as_ptr()
+    };
+    // SAFETY: 16 bytes are there, in the slice or in the array.
+    _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(source.cast()) })
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) fn row_f32(job: &RowF32<'_>) -> f32 {
+    match job.levels {
+        Levels::Integers => row_by::<false>(job, _mm512_setzero_ps()),
+        Levels::Table(table) => row_by::<true>(job, load16(table)),
+    }
+}
+
+/// Sixteen codes as levels.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn levels<const TABLE: bool>(codes: &[u8], center: __m512, table: __m512) -> __m512 {
+    let codes = code_words(codes);
+    if TABLE { _mm512_permutexvar_ps(codes, table) } else { _mm512_sub_ps(_mm512_cvtepi32_ps(codes), center) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn row_by<const TABLE: bool>(job: &RowF32<'_>, table: __m512) -> f32 {
+    let mut total = _mm512_setzero_ps();
+    for (g, (codes, x)) in job.codes.chunks(job.span).zip(job.x.chunks(job.span)).enumerate() {
+        let center = _mm512_set1_ps(job.centers[g]);
+        let mut sums = [_mm512_setzero_ps(); 4];
+        let (codes64, codes_rest) = codes.as_chunks::<64>();
+        let (x64, x_rest) = x.as_chunks::<64>();
+        for (codes, x) in codes64.iter().zip(x64) {
+            for ((codes, x), sum) in codes.chunks_exact(16).zip(x.as_chunks::<16>().0).zip(&mut sums) {
+                *sum = _mm512_fmadd_ps(levels::<TABLE>(codes, center, table), load16(x), *sum);
+            }
+        }
+        for (codes, x) in codes_rest.chunks(16).zip(x_rest.chunks(16)) {
+            sums[0] = _mm512_fmadd_ps(levels::<TABLE>(codes, center, table), load_floats(x), sums[0]);
+        }
+        let sum = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
+        total = _mm512_fmadd_ps(sum, _mm512_set1_ps(job.scales[g]), total);
+    }
+    _mm512_reduce_add_ps(total)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) fn sliced_f32(job: &SlicedF32<'_>, out: &mut [f32]) {
+    match job.bits {
+        2 => sliced_by::<2, 16>(job, out),
+        _ => sliced_by::<4, 8>(job, out),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn sliced_by<const BITS: u32, const STEPS: usize>(job: &SlicedF32<'_>, out: &mut [f32]) {
+    let groups = job.scales.len() / out.len().max(1);
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    let mut row = 0;
+    for four in fours {
+        *four = sliced::<BITS, STEPS, 4>(job, groups, row);
+        row += 4;
+    }
+    for one in rest {
+        [*one] = sliced::<BITS, STEPS, 1>(job, groups, row);
+        row += 1;
+    }
+}
+
+/// `R` rows from `row` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn sliced<const BITS: u32, const STEPS: usize, const R: usize>(
+    job: &SlicedF32<'_>,
+    groups: usize,
+    row: usize,
+) -> [f32; R] {
+    let block = 16 * STEPS;
+    // Two-bit codes leave neighbours in the upper half of the index: the table repeats.
+    let table = match job.levels {
+        Levels::Integers => std::array::from_fn(|i| (i & ((1 << BITS) - 1)) as f32),
+        Levels::Table(table) => std::array::from_fn(|i| table[i & ((1 << BITS) - 1)]),
+    };
+    let table = load16(&table);
+    let rows: [&[u8]; R] =
+        std::array::from_fn(|r| &job.codes[(row + r) * job.row_bytes..][..job.row_bytes]);
+    let scales: [&[f32]; R] = std::array::from_fn(|r| &job.scales[(row + r) * groups..][..groups]);
+    let centers: [&[f32]; R] = std::array::from_fn(|r| &job.centers[(row + r) * groups..][..groups]);
+    let splat = groups == 1 || job.span.is_multiple_of(block);
+    let per_block = block / job.span.min(block);
+    let lanes: [i32; 16] = std::array::from_fn(|lane| (lane * STEPS / job.span.min(block)) as i32);
+    let lanes = load_ints(&lanes);
+    let mut sums = [_mm512_setzero_ps(); R];
+    for (b, x) in job.x.chunks_exact(block).enumerate() {
+        let used = ((job.cols - b * block).min(block) * BITS as usize).div_ceil(8);
+        for r in 0..R {
+            let mut words = load_bytes(&rows[r][b * 64..][..used]);
+            let mut sum = sums[r];
+            if splat {
+                let g = (b * block / job.span).min(groups - 1);
+                // The group's table of decoded weights: they are then looked up as they are.
+                let decoded = _mm512_sub_ps(table, _mm512_set1_ps(centers[r][g]));
+                let decoded = _mm512_mul_ps(decoded, _mm512_set1_ps(scales[r][g]));
+                for x in x.as_chunks::<16>().0 {
+                    sum = _mm512_fmadd_ps(_mm512_permutexvar_ps(words, decoded), load16(x), sum);
+                    words = _mm512_srli_epi32::<BITS>(words);
+                }
+            } else {
+                let run = b * per_block..((b + 1) * per_block).min(groups);
+                let scale = _mm512_permutexvar_ps(lanes, load_floats(&scales[r][run.clone()]));
+                let center = _mm512_permutexvar_ps(lanes, load_floats(&centers[r][run]));
+                for x in x.as_chunks::<16>().0 {
+                    let w = _mm512_sub_ps(_mm512_permutexvar_ps(words, table), center);
+                    sum = _mm512_fmadd_ps(_mm512_mul_ps(w, scale), load16(x), sum);
+                    words = _mm512_srli_epi32::<BITS>(words);
+                }
+            }
+            sums[r] = sum;
+        }
+    }
+    totals(sums)
+}
+
+/// Each vector summed up, in one fixed order.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn totals<const R: usize>(sums: [__m512; R]) -> [f32; R] {
+    let mut out = [0f32; R];
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = _mm512_reduce_add_ps(sum);
+    }
+    out
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) fn row_i8(job: &RowI8<'_>) -> f32 {
+    let token = job.token;
+    let mut total = _mm512_setzero_ps();
+    for (g, (codes, a)) in job.codes.chunks(job.span).zip(token.bytes.chunks_exact(token.stride)).enumerate() {
+        // What the center takes away starts off the first lane.
+        let mut sum = _mm512_maskz_set1_epi32(1, -job.centers[g] * token.sums[g]);
+        let mut other = _mm512_set1_epi32(0);
+        for (codes, a) in codes.chunks(128).zip(a.chunks(128)) {
+            sum = _mm512_dpbusd_epi32(sum, load_bytes(codes), load_signed(a));
+            if codes.len() > 64 {
+                other = _mm512_dpbusd_epi32(other, load_bytes(&codes[64..]), load_signed(&a[64..]));
+            }
+        }
+        let sum = _mm512_add_epi32(sum, other);
+        let scale = _mm512_set1_ps(job.scales[g] * token.steps[g]);
+        total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, total);
+    }
+    _mm512_reduce_add_ps(total)
+}
+
+/// Up to 64 signed bytes; zeros beyond the end of the slice.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load_signed(a: &[i8]) -> __m512i {
+    // SAFETY: only bytes within the slice are touched.
+    unsafe { _mm512_maskz_loadu_epi8(first64(a.len()), a.as_ptr()) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) fn nibbles_i8(job: &NibblesI8<'_>, out: &mut [f32]) {
+    let groups = job.scales.len() / out.len().max(1);
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    let mut row = 0;
+    for four in fours {
+        *four = nibbles::<4>(job, groups, row);
+        row += 4;
+    }
+    for one in rest {
+        [*one] = nibbles::<1>(job, groups, row);
+        row += 1;
+    }
+}
+
+/// `R` rows from `row` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn nibbles<const R: usize>(job: &NibblesI8<'_>, groups: usize, row: usize) -> [f32; R] {
+    let token = job.token;
+    let rows: [&[u8]; R] =
+        std::array::from_fn(|r| &job.codes[(row + r) * job.row_bytes..][..job.row_bytes]);
+    let scales: [&[f32]; R] = std::array::from_fn(|r| &job.scales[(row + r) * groups..][..groups]);
+    let centers: [&[i32]; R] = std::array::from_fn(|r| &job.centers[(row + r) * groups..][..groups]);
+    let splat = groups == 1 || job.span.is_multiple_of(128);
+    let per_block = 128 / job.span.min(128);
+    let lanes: [i32; 16] = std::array::from_fn(|lane| (lane * 8 / job.span.min(128)) as i32);
+    let lanes = load_ints(&lanes);
+    let low = _mm512_set1_epi8(15);
+    let mut sums = [_mm512_setzero_ps(); R];
+    let blocks = token.halves.as_chunks::<128>().0.iter().zip(token.negative_sums.as_chunks::<16>().0);
+    for (b, (a, negative)) in blocks.enumerate() {
+        let used = (job.cols - b * 128).min(128).div_ceil(2);
+        // SAFETY: the arrays have 128 bytes and 16 integers.
+        let (even, odd, negative) = unsafe {
+            (
+                _mm512_loadu_si512(a.as_ptr().cast()),
+                _mm512_loadu_si512(a[64..].as_ptr().cast()),
+                _mm512_loadu_si512(negative.as_ptr().cast()),
+            )
+        };
+        let g = if splat { (b * 128 / job.span).min(groups - 1) } else { b * per_block };
+        let run = g..(g + per_block).min(groups);
+        let steps = if splat {
+            _mm512_set1_ps(token.steps[g])
+        } else {
+            _mm512_permutexvar_ps(lanes, load_floats(&token.steps[run.clone()]))
+        };
+        for r in 0..R {
+            let (scale, center) = if splat {
+                (_mm512_set1_ps(scales[r][g]), _mm512_set1_epi32(centers[r][g]))
+            } else {
+                let scale = load_floats(&scales[r][run.clone()]);
+                let center = load_ints(&centers[r][run.clone()]);
+                (_mm512_permutexvar_ps(lanes, scale), _mm512_permutexvar_epi32(lanes, center))
+            };
+            let codes = load_bytes(&rows[r][b * 64..][..used]);
+            // Sums of eight activations fit 16 bits, and so do centers: one multiply-add of pairs is their product.
+            let sum = _mm512_madd_epi16(negative, center);
+            let sum = _mm512_dpbusd_epi32(sum, _mm512_and_si512(codes, low), even);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low);
+            let sum = _mm512_dpbusd_epi32(sum, high, odd);
+            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale, steps), sums[r]);
+        }
+    }
+    totals(sums)
+}

@@ -1,0 +1,335 @@
+//! Every table against the specification, and products against plain sums in f64.
+//!
+//! ```text
+//! codes, rounded activations, integer sums    equal
+//! decoded weights                             equal
+//! f32 products                                within (columns + 8) · 2⁻²⁴ · Σ |w x| of the sum in f64
+//! ```
+
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+
+use super::{Arithmetic, Isa, Kernels, Levels, Stream, available, exact, int8, matrix::Matrix, scalar};
+use crate::code::nf4::TABLE as NF4;
+
+/// A matrix with everything that it borrows.
+#[derive(Debug, Clone)]
+struct Case {
+    rows: usize,
+    cols: usize,
+    span: usize,
+    stream: Stream,
+    table: bool,
+    reordered: bool,
+    tokens: usize,
+    seed: u64,
+}
+
+struct Filled {
+    case: Case,
+    groups: usize,
+    row_bytes: usize,
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+    centers: Vec<f32>,
+    columns: Vec<u32>,
+    x: Vec<f32>,
+}
+
+impl Case {
+    fn fill(&self) -> Filled {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(self.seed);
+        let groups = self.cols.div_ceil(self.span);
+        let row_bytes = (self.cols * self.stream.bits()).div_ceil(8);
+        let half = 1 << (self.stream.bits() - 1);
+        let center = |rng: &mut rand_chacha::ChaCha8Rng| rng.random_range(0..2 * half) as f32;
+        Filled {
+            case: self.clone(),
+            groups,
+            row_bytes,
+            codes: (0..self.rows * row_bytes).map(|_| rng.random()).collect(),
+            scales: (0..self.rows * groups).map(|_| rng.random_range(-1.0..1.0)).collect(),
+            centers: (0..self.rows * groups).map(|_| center(&mut rng)).collect(),
+            columns: (0..self.cols).map(|_| rng.random_range(0..groups as u32)).collect(),
+            x: (0..self.tokens * self.cols).map(|_| rng.random_range(-3.0..3.0)).collect(),
+        }
+    }
+}
+
+impl Filled {
+    fn with<T>(&self, use_it: impl FnOnce(&Matrix<'_>) -> T) -> T {
+        let groups = self.groups;
+        let grids = |row: usize, scales: &mut [f32], centers: &mut [f32]| {
+            scales.copy_from_slice(&self.scales[row * groups..(row + 1) * groups]);
+            if self.case.table {
+                centers.fill(0.0);
+            } else {
+                centers.copy_from_slice(&self.centers[row * groups..(row + 1) * groups]);
+            }
+        };
+        use_it(&Matrix {
+            rows: self.case.rows,
+            cols: self.case.cols,
+            codes: &self.codes,
+            row_bytes: self.row_bytes,
+            stream: self.case.stream,
+            levels: if self.case.table { Levels::Table(&NF4) } else { Levels::Integers },
+            span: self.case.span,
+            column_groups: self.case.reordered.then_some(&self.columns[..]),
+            groups,
+            grids: &grids,
+        })
+    }
+
+    /// A code, bit by bit.
+    fn code(&self, row: usize, column: usize) -> u8 {
+        let bytes = &self.codes[row * self.row_bytes..(row + 1) * self.row_bytes];
+        match self.case.stream {
+            Stream::Signed => bytes[column] ^ 0x80,
+            Stream::High => bytes[column / 2] >> (4 * (1 - column % 2)) & 15,
+            Stream::Low(bits) => (0..bits).fold(0, |code, j| {
+                let at = column * bits + j;
+                code | (bytes[at / 8] >> (at % 8) & 1) << j
+            }),
+        }
+    }
+
+    fn group(&self, column: usize) -> usize {
+        if self.case.reordered { self.columns[column] as usize } else { column / self.case.span }
+    }
+
+    /// Level before the scale, and the scale.
+    fn level(&self, row: usize, column: usize) -> (f32, f32) {
+        let at = row * self.groups + self.group(column);
+        let code = self.code(row, column);
+        let level =
+            if self.case.table { NF4[usize::from(code)] } else { f32::from(code) - self.centers[at] };
+        (level, self.scales[at])
+    }
+
+    /// Sum and sum of absolute values, of decoded weights times `x`.
+    fn sums(&self, row: usize, x: impl Fn(usize) -> f64) -> (f64, f64) {
+        (0..self.case.cols).fold((0.0, 0.0), |(sum, size), column| {
+            let (level, scale) = self.level(row, column);
+            let term = f64::from(level) * f64::from(scale) * x(column);
+            (sum + term, size + term.abs())
+        })
+    }
+
+    fn bound(&self, size: f64) -> f64 {
+        (self.case.cols as f64 + 8.0) * 2f64.powi(-24) * size + 1e-30
+    }
+}
+
+fn tables() -> Vec<&'static Kernels> {
+    available().into_iter().filter_map(Isa::table).collect()
+}
+
+fn check(case: &Case) {
+    let filled = case.fill();
+    for kernels in tables() {
+        filled.with(|w| {
+            check_rows(kernels, &filled, w);
+            check_exact(kernels, &filled, w);
+            if !case.table && !case.reordered {
+                check_int8(kernels, &filled, w);
+            }
+        });
+    }
+}
+
+/// Codes and decoded rows are equal to the last bit.
+fn check_rows(kernels: &Kernels, filled: &Filled, w: &Matrix<'_>) {
+    let case = &filled.case;
+    for row in 0..case.rows.min(3) {
+        let mut codes = vec![0xaa; case.cols + 9];
+        w.unpack(kernels, row, 0, &mut codes[..case.cols]);
+        let want: Vec<u8> = (0..case.cols).map(|column| filled.code(row, column)).collect();
+        assert_eq!(codes[..case.cols], want, "{} codes of {case:?}", kernels.isa);
+        assert!(codes[case.cols..].iter().all(|c| *c == 0xaa), "{} wrote beyond the row", kernels.isa);
+        let mut values = vec![0f32; case.cols];
+        w.decode_row(kernels, row, &mut values);
+        for (column, value) in values.iter().enumerate() {
+            let (level, scale) = filled.level(row, column);
+            assert_eq!(*value, level * scale, "{} value {column} of {case:?}", kernels.isa);
+        }
+    }
+}
+
+fn check_exact(kernels: &Kernels, filled: &Filled, w: &Matrix<'_>) {
+    let case = &filled.case;
+    let y = exact::product(kernels, w, &filled.x, case.tokens);
+    for (token, (y, x)) in y.chunks_exact(case.rows).zip(filled.x.chunks_exact(case.cols)).enumerate() {
+        for (row, y) in y.iter().enumerate() {
+            let (want, size) = filled.sums(row, |i| f64::from(x[i]));
+            let off = (f64::from(*y) - want).abs();
+            assert!(off <= filled.bound(size), "{} [{token}, {row}] {y} not {want}: {case:?}", kernels.isa);
+        }
+    }
+}
+
+/// The product is that of the rounded activations; the rounding itself is the specification's.
+fn check_int8(kernels: &Kernels, filled: &Filled, w: &Matrix<'_>) {
+    let case = &filled.case;
+    let y = int8::product(kernels, w, &filled.x, case.tokens);
+    for (y, x) in y.chunks_exact(case.rows).zip(filled.x.chunks_exact(case.cols)) {
+        let rounded = int8::Token::new(&scalar::TABLE, x, case.span, false);
+        let own = int8::Token::new(kernels, x, case.span, true);
+        assert_eq!((&rounded.steps, &rounded.bytes), (&own.steps, &own.bytes), "{} rounding", kernels.isa);
+        let a = |i: usize| {
+            let (group, at) = (i / case.span, i % case.span);
+            f64::from(rounded.bytes[group * rounded.stride + at]) * f64::from(rounded.steps[group])
+        };
+        for (row, y) in y.iter().enumerate() {
+            let (want, size) = filled.sums(row, a);
+            let off = (f64::from(*y) - want).abs();
+            assert!(off <= filled.bound(size), "{} row {row}: {y} not {want}: {case:?}", kernels.isa);
+        }
+    }
+}
+
+fn streams() -> impl Strategy<Value = (Stream, bool)> {
+    prop_oneof![
+        (2usize..=8).prop_map(|bits| (Stream::Low(bits), false)),
+        Just((Stream::Low(4), false)),
+        Just((Stream::Signed, false)),
+        Just((Stream::High, true)),
+        Just((Stream::Low(4), true)),
+        Just((Stream::Low(2), true)),
+    ]
+}
+
+fn spans(cols: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![Just(8), Just(16), Just(32), Just(64), Just(128), Just(256), Just(cols), 1usize..=cols + 3]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(160))]
+
+    #[test]
+    fn every_table_agrees_with_plain_sums(
+        (cols, span) in (1usize..700).prop_flat_map(|cols| (Just(cols), spans(cols))),
+        (stream, table) in streams(),
+        rows in 1usize..70,
+        tokens in prop_oneof![1usize..5, 1usize..71],
+        reordered in prop::bool::weighted(0.1),
+        seed in any::<u64>(),
+    ) {
+        // Rows of `High` begin at whole bytes.
+        let cols = if stream == Stream::High { cols.next_multiple_of(2) } else { cols };
+        let span = span.min(cols);
+        // Only integers come with reordered columns.
+        check(&Case { rows, cols, span, stream, table, reordered: reordered && !table, tokens, seed });
+    }
+}
+
+#[test]
+fn shapes_of_real_layers_agree() {
+    for (cols, span) in [(1024, 128), (1024, 32), (1152, 1152), (2304, 64), (40_000, 40_000)] {
+        for stream in [Stream::Low(4), Stream::Low(8), Stream::Signed, Stream::Low(3)] {
+            for tokens in [1, 2, 5, 13] {
+                let rows = if cols > 4096 { 9 } else { 40 };
+                check_wide(&Case { rows, cols, span, stream, table: false, reordered: false, tokens, seed: 7 });
+            }
+        }
+    }
+}
+
+/// As [`check`], where groups may be longer than an integer sum.
+fn check_wide(case: &Case) {
+    let filled = case.fill();
+    for kernels in tables() {
+        filled.with(|w| {
+            check_exact(kernels, &filled, w);
+            if case.span <= int8::LONGEST {
+                check_int8(kernels, &filled, w);
+                return;
+            }
+            let y = int8::product(kernels, w, &filled.x, case.tokens);
+            for (y, x) in y.chunks_exact(case.rows).zip(filled.x.chunks_exact(case.cols)) {
+                for (row, y) in y.iter().enumerate() {
+                    let (want, size) = filled.sums(row, |i| f64::from(x[i]));
+                    // Rounding of 40 000 activations to 1 in 254 averages out.
+                    assert!((f64::from(*y) - want).abs() <= 1e-3 * size, "{}: {y} not {want}", kernels.isa);
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_threads() {
+    let case = Case {
+        rows: 700,
+        cols: 600,
+        span: 128,
+        stream: Stream::Low(4),
+        table: false,
+        reordered: false,
+        tokens: 1,
+        seed: 3,
+    };
+    for tokens in [1, 3, 20] {
+        let filled = Case { tokens, ..case.clone() }.fill();
+        for kernels in tables() {
+            let run = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| {
+                    filled.with(|w| {
+                        (exact::product(kernels, w, &filled.x, tokens), int8::product(kernels, w, &filled.x, tokens))
+                    })
+                })
+            };
+            let alone = run(1);
+            for threads in [2, 3, 7] {
+                assert_eq!(run(threads), alone, "{} on {threads} threads", kernels.isa);
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_that_are_not_finite_show_in_the_result() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for tokens in [1, 6] {
+            let case = Case {
+                rows: 5,
+                cols: 96,
+                span: 32,
+                stream: Stream::Low(4),
+                table: false,
+                reordered: false,
+                tokens,
+                seed: 5,
+            };
+            let mut filled = case.fill();
+            filled.x[40] = bad;
+            for kernels in tables() {
+                let y = filled.with(|w| int8::product(kernels, w, &filled.x, tokens));
+                assert!(y[..5].iter().all(|y| y.is_nan()), "{} hides {bad}", kernels.isa);
+                assert!(y[5..].iter().all(|y| y.is_finite()), "{} spreads {bad}", kernels.isa);
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_of_zeros_and_of_tiny_activations_are_zero() {
+    for kernels in tables() {
+        let mut out = [1i8; 5];
+        assert_eq!((kernels.quantize)(&[0.0, -0.0, 0.0, 0.0, 0.0], &mut out), 0.0);
+        assert_eq!(out, [0; 5]);
+        assert_eq!((kernels.quantize)(&[1e-40, -1e-39, 0.0, 0.0, 0.0], &mut out), 0.0);
+        let step = (kernels.quantize)(&[254.0, -254.0, 1.0, 3.0, -1.0], &mut out);
+        assert_eq!((step, out), (2.0, [127, -127, 0, 2, 0]));
+    }
+}
+
+#[test]
+fn a_cap_holds_and_unknown_names_cap_nothing() {
+    assert_eq!(super::best(Some("scalar")).isa, Isa::Scalar);
+    assert_eq!(super::best(Some(" SCALAR ")).isa, Isa::Scalar);
+    assert_eq!(super::best(Some("sse9")).isa, super::best(None).isa);
+    assert_eq!(super::best(None).isa, *available().last().unwrap());
+    assert_eq!(Arithmetic::default(), Arithmetic::Exact);
+}

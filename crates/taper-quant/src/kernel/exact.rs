@@ -1,0 +1,221 @@
+//! x · Wᵀ with f32 activations: the weight is decoded, nothing else is rounded but f32 products and sums.
+//!
+//! ```text
+//! few tokens    row by row, straight from the codes
+//! more          panels of decoded rows, `[depth, lanes]`, times tiles of tokens, `[depth, tokens]`
+//! ```
+//!
+//! Error against the exact sum: at most (cols + 2) · 2⁻²⁴ · Σ |w x|, as for any f32 sum.
+//!
+//! Neighbours: [`super::int8`] is the same with rounded activations.
+
+use rayon::prelude::*;
+
+use super::{
+    Kernels, PanelF32, RowF32, SlicedF32, Stream,
+    matrix::{Matrix, tiles},
+    sheet::{self, Stretch},
+};
+
+/// Columns that are decoded at a time: a panel of 32 rows is 64 KiB, and twelve tokens 24 KiB.
+const DEPTH: usize = 512;
+
+/// Panels that share one walk over the tokens.
+const PANELS: usize = 4;
+
+/// Most tokens that are multiplied row by row.
+const FEW: usize = 3;
+
+/// Rows whose grids are fetched together.
+const ROWS: usize = 16;
+
+/// x · Wᵀ: `x` is `[tokens, cols]`, the result `[tokens, rows]`.
+pub(crate) fn product(kernels: &Kernels, w: &Matrix<'_>, x: &[f32], tokens: usize) -> Vec<f32> {
+    if w.cols == 0 || tokens == 0 {
+        return vec![0.0; w.rows * tokens];
+    }
+    if tokens > FEW || w.column_groups.is_some() {
+        return by_panels(kernels, w, x, tokens);
+    }
+    let sliced = kernels.sliced_f32.filter(|_| can_slice(w));
+    let x: Vec<Vec<f32>> = x
+        .chunks_exact(w.cols)
+        .map(|x| if sliced.is_some() { slice(x, w.stream) } else { x.to_vec() })
+        .collect();
+    sheet::fill(tokens, w.rows, ROWS, w.cols * tokens, |out| match sliced {
+        Some(kernel) => sliced_rows(kernel, w, &x, out),
+        None => plain_rows(kernels, w, &x, out),
+    })
+}
+
+/// Columns of 64 bytes of codes.
+fn block(stream: Stream) -> usize {
+    512 / stream.bits()
+}
+
+/// True where scales change at whole 32-bit words only, in a way that the sliced kernel follows.
+fn can_slice(w: &Matrix<'_>) -> bool {
+    let bits = w.stream.bits();
+    let block = block(w.stream);
+    let splat = w.span.is_multiple_of(block) || w.groups == 1;
+    let lanes = block.is_multiple_of(w.span) && w.span.is_multiple_of(32 / bits);
+    matches!(bits, 2 | 4) && (splat || lanes)
+}
+
+/// Activations in the order in which the sliced kernel meets the codes.
+fn slice(x: &[f32], stream: Stream) -> Vec<f32> {
+    let (block, per_word) = (block(stream), 32 / stream.bits());
+    // In a word of nibbles with the first one high, step k shifts out column k ^ 1.
+    let swap = usize::from(stream == Stream::High);
+    let mut out = vec![0f32; x.len().next_multiple_of(block)];
+    for (out, x) in out.chunks_exact_mut(block).zip(x.chunks(block)) {
+        for (lane, x) in x.chunks(per_word).enumerate() {
+            for (i, x) in x.iter().enumerate() {
+                out[(i ^ swap) * 16 + lane] = *x;
+            }
+        }
+    }
+    out
+}
+
+/// Grids of some rows, `[rows, groups]`.
+fn grids(w: &Matrix<'_>, first: usize, scales: &mut [f32], centers: &mut [f32]) {
+    let rows = scales.chunks_exact_mut(w.groups).zip(centers.chunks_exact_mut(w.groups));
+    for (row, (scales, centers)) in rows.enumerate() {
+        (w.grids)(first + row, scales, centers);
+    }
+}
+
+fn sliced_rows(kernel: fn(&SlicedF32<'_>, &mut [f32]), w: &Matrix<'_>, x: &[Vec<f32>], out: &mut Stretch<'_>) {
+    let (mut scales, mut centers) = (vec![0f32; ROWS * w.groups], vec![0f32; ROWS * w.groups]);
+    for start in (0..out.len).step_by(ROWS) {
+        let (first, rows) = (out.first + start, ROWS.min(out.len - start));
+        let (scales, centers) = (&mut scales[..rows * w.groups], &mut centers[..rows * w.groups]);
+        grids(w, first, scales, centers);
+        for (token, x) in x.iter().enumerate() {
+            let job = SlicedF32 {
+                codes: w.rows_of(first, rows),
+                row_bytes: w.row_bytes,
+                bits: w.stream.bits(),
+                cols: w.cols,
+                span: w.span,
+                levels: w.levels,
+                scales,
+                centers,
+                x,
+            };
+            kernel(&job, &mut out.of(token)[start..start + rows]);
+        }
+    }
+}
+
+fn plain_rows(kernels: &Kernels, w: &Matrix<'_>, x: &[Vec<f32>], out: &mut Stretch<'_>) {
+    let (mut scales, mut centers) = (vec![0f32; w.groups], vec![0f32; w.groups]);
+    let mut codes = vec![0u8; w.cols];
+    for start in 0..out.len {
+        let row = out.first + start;
+        (w.grids)(row, &mut scales, &mut centers);
+        let codes = match w.stream {
+            Stream::Low(8) => &w.row(row)[..w.cols],
+            _ => {
+                w.unpack(kernels, row, 0, &mut codes);
+                &codes
+            }
+        };
+        for (token, x) in x.iter().enumerate() {
+            let job =
+                RowF32 { codes, levels: w.levels, span: w.span, scales: &scales, centers: &centers, x };
+            out.of(token)[start] = (kernels.row_f32)(&job);
+        }
+    }
+}
+
+fn by_panels(kernels: &Kernels, w: &Matrix<'_>, x: &[f32], tokens: usize) -> Vec<f32> {
+    let tiles = tiles(tokens, kernels.tokens_f32);
+    let a = pack(x, w.cols, &tiles);
+    let groups: Vec<u32> = (0..w.cols).map(|column| w.group(column) as u32).collect();
+    sheet::fill(tokens, w.rows, kernels.lanes, w.cols * tokens, |out| {
+        for start in (0..out.len).step_by(PANELS * kernels.lanes) {
+            let rows = (PANELS * kernels.lanes).min(out.len - start);
+            let c = panels(kernels, w, (&a, &tiles), &groups, out.first + start, rows);
+            for (p, c) in c.chunks_exact(tokens * kernels.lanes).enumerate() {
+                let at = start + p * kernels.lanes;
+                let valid = kernels.lanes.min(out.len - at);
+                for (token, c) in c.chunks_exact(kernels.lanes).enumerate() {
+                    out.of(token)[at..at + valid].copy_from_slice(&c[..valid]);
+                }
+            }
+        }
+    })
+}
+
+/// Activations as `[cols, tokens of the tile]`, tile after tile.
+fn pack(x: &[f32], cols: usize, tiles: &[usize]) -> Vec<f32> {
+    let mut a = vec![0f32; x.len()];
+    let (mut rest_a, mut rest_x) = (a.as_mut_slice(), x);
+    let mut jobs = Vec::with_capacity(tiles.len());
+    for &tile in tiles {
+        let (a, more_a) = std::mem::take(&mut rest_a).split_at_mut(tile * cols);
+        let (x, more_x) = rest_x.split_at(tile * cols);
+        jobs.push((tile, a, x));
+        (rest_a, rest_x) = (more_a, more_x);
+    }
+    let one = |(tile, a, x): (usize, &mut [f32], &[f32])| {
+        // Sixteen columns at a time, so that both sides stay in the nearest cache.
+        for (run, a) in a.chunks_mut(16 * tile).enumerate() {
+            for (t, x) in x.chunks_exact(cols).enumerate() {
+                for (a, x) in a.iter_mut().skip(t).step_by(tile).zip(&x[run * 16..]) {
+                    *a = *x;
+                }
+            }
+        }
+    };
+    if x.len() < 1 << 16 {
+        jobs.into_iter().for_each(one);
+    } else {
+        jobs.into_par_iter().for_each(one);
+    }
+    a
+}
+
+/// Up to [`PANELS`] panels times all tokens: `[panels, tokens, lanes]`.
+fn panels(
+    kernels: &Kernels,
+    w: &Matrix<'_>,
+    (a, tiles): (&[f32], &[usize]),
+    groups: &[u32],
+    first: usize,
+    rows: usize,
+) -> Vec<f32> {
+    let (lanes, tokens) = (kernels.lanes, tiles.iter().sum::<usize>());
+    let count = rows.div_ceil(lanes);
+    let mut c = vec![0f32; count * tokens * lanes];
+    let mut codes = vec![0u8; lanes * DEPTH.min(w.cols)];
+    let mut decoded = vec![0f32; count * lanes * DEPTH.min(w.cols)];
+    let starts = (0..count).map(|p| p * lanes);
+    let grids: Vec<_> = starts.map(|at| w.panel_grids(first + at, lanes.min(rows - at), lanes)).collect();
+    for column in (0..w.cols).step_by(DEPTH) {
+        let depth = DEPTH.min(w.cols - column);
+        for (p, (scales, centers)) in grids.iter().enumerate() {
+            let codes = &mut codes[..lanes * depth];
+            codes.fill(0);
+            for (lane, codes) in codes.chunks_exact_mut(depth).take(rows - p * lanes).enumerate() {
+                w.unpack(kernels, first + p * lanes + lane, column, codes);
+            }
+            let groups = &groups[column..column + depth];
+            let job = PanelF32 { codes, depth, levels: w.levels, groups, scales, centers };
+            (kernels.panel_f32)(&job, &mut decoded[p * lanes * depth..(p + 1) * lanes * depth]);
+        }
+        let mut token = 0;
+        for &tile in tiles {
+            let a = &a[token * w.cols + column * tile..][..depth * tile];
+            for p in 0..count {
+                let c = &mut c[(p * tokens + token) * lanes..][..tile * lanes];
+                (kernels.tile_f32)(a, &decoded[p * lanes * depth..(p + 1) * lanes * depth], c);
+            }
+            token += tile;
+        }
+    }
+    c
+}
+
