@@ -66,11 +66,11 @@ enum Entry {
 }
 
 impl Entry {
-    fn same_as(&self, other: &Entry) -> bool {
-        match (self, other) {
-            (Entry::Held(a), Entry::Held(b)) => Arc::ptr_eq(a, b),
-            (Entry::Lazy(a), Entry::Lazy(b)) => Arc::ptr_eq(a, b),
-            _ => false,
+    /// Tells entries apart; clones of a checkpoint share entries and so addresses.
+    fn address(&self) -> usize {
+        match self {
+            Entry::Held(weight) => Arc::as_ptr(weight).cast::<()>() as usize,
+            Entry::Lazy(lazy) => Arc::as_ptr(lazy) as usize,
         }
     }
 }
@@ -233,10 +233,18 @@ impl Checkpoint {
 
     /// True where both hold the very same weight under `name`, so that nothing needs to be compared.
     pub(crate) fn shares(&self, other: &Self, name: &str) -> bool {
-        match (self.entries.get(name), other.entries.get(name)) {
-            (Some(a), Some(b)) => a.same_as(b),
-            _ => false,
-        }
+        let entry = |checkpoint: &Self| checkpoint.entries.get(name).map(Entry::address);
+        entry(self).is_some_and(|address| Some(address) == entry(other))
+    }
+
+    /// Where the very same weights are found: address of the entry to name.
+    pub(crate) fn addresses(&self) -> BTreeMap<usize, &str> {
+        self.entries.iter().map(|(name, entry)| (entry.address(), name.as_str())).collect()
+    }
+
+    /// The name under which `other` holds the very same weight as this checkpoint under `name`.
+    pub(crate) fn moved_to<'a>(&self, name: &str, other: &BTreeMap<usize, &'a str>) -> Option<&'a str> {
+        self.entries.get(name).and_then(|entry| other.get(&entry.address()).copied())
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {

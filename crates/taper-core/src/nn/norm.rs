@@ -61,6 +61,12 @@ impl LayerNorm {
 
     /// Normalises the last dimension.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(bias) = &self.bias {
+            let tracked = x.track_op() || self.weight.track_op() || bias.track_op();
+            if !tracked && x.is_contiguous() && x.dtype() != DType::F64 {
+                return Ok(candle_nn::ops::layer_norm(x, &self.weight, bias, self.eps as f32)?);
+            }
+        }
         let wide = widened(x)?;
         let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
         let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;

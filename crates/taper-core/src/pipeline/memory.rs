@@ -115,15 +115,36 @@ fn whole(pass: &dyn Pass, before: Checkpoint, context: &Context<'_>) -> Result<(
     let mut outcomes = context.take_outcomes();
     let mut names: BTreeSet<String> = before.names().into_iter().collect();
     names.extend(after.names());
+    let places = after.addresses();
     let mut rows = Vec::new();
     for name in names {
         let said = outcomes.remove(&name);
         if said.is_none() && before.shares(&after, &name) {
             continue;
         }
+        if let Some(place) = before.moved_to(&name, &places).filter(|place| *place != name) {
+            rows.push(moved(pass, &name, place, &before, &after)?);
+            continue;
+        }
         rows.push(compare(pass, &name, &before, &after, said)?);
     }
     Ok((after, rows))
+}
+
+/// The row of a weight that a cutting pass gave another name: nothing of it changed.
+fn moved(pass: &dyn Pass, name: &str, place: &str, before: &Checkpoint, after: &Checkpoint) -> Result<Row> {
+    if pass.stage() != Stage::Shape {
+        let rule = format!("it was renamed to `{place}`; only a pass of stage `shape` may rename weights");
+        return Err(crate::Error::RuleBroken { pass: pass.name().into(), weight: name.into(), rule });
+    }
+    Ok(Row {
+        weight: name.to_owned(),
+        outcome: Outcome::Done,
+        before: Stored::from(&before.info(name)?),
+        after: Some(Stored::from(&after.info(place)?)),
+        damage: None,
+        seconds: 0.0,
+    })
 }
 
 fn compare(
@@ -151,7 +172,8 @@ fn compare(
         damage: None,
         seconds: 0.0,
     };
-    if !after.contains(name) {
+    let replaced_by_another = after.moved_to(name, &before.addresses()).is_some_and(|origin| origin != name);
+    if !after.contains(name) || replaced_by_another {
         if pass.stage() != Stage::Shape {
             return Err(broken("it is gone; only a pass of stage `shape` may remove weights"));
         }

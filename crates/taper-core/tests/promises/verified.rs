@@ -126,3 +126,44 @@ fn a_weight_that_lies_about_its_size_cannot_be_written() {
     assert!(message.contains("claims 1 bytes and stores 768"), "{message}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing may be left behind");
 }
+
+/// Drops layer 0 and moves the others down, as dropping layers does.
+#[derive(Debug)]
+struct DropFirst(Stage);
+
+impl Pass for DropFirst {
+    fn name(&self) -> &str {
+        "drop-first"
+    }
+
+    fn stage(&self) -> Stage {
+        self.0
+    }
+
+    fn settings(&self) -> Value {
+        json!({})
+    }
+
+    fn run(&self, mut checkpoint: Checkpoint, _: &Context<'_>) -> Result<Checkpoint> {
+        for i in 1..3 {
+            for part in ["weight", "norm"] {
+                checkpoint.rename(&format!("layers.{i}.{part}"), format!("layers.{}.{part}", i - 1))?;
+            }
+        }
+        Ok(checkpoint)
+    }
+}
+
+#[test]
+fn a_renamed_weight_is_followed_and_not_compared_with_the_one_whose_place_it_takes() {
+    let (after, report) =
+        Pipeline::new().then(DropFirst(Stage::Shape)).run(checkpoint(3), &Run::new()).unwrap();
+    assert!(!after.contains("layers.2.weight"));
+    let rows = &report.passes[0].rows;
+    let outcome = |name: &str| rows.iter().find(|r| r.weight == name).map(|r| r.outcome.clone());
+    assert_eq!(outcome("layers.0.weight"), Some(taper_core::Outcome::Removed), "its values are gone");
+    assert_eq!(outcome("layers.2.weight"), Some(taper_core::Outcome::Done), "its values moved down");
+    assert!(rows.iter().all(|r| r.damage.is_none()));
+    let message = error_of(Pipeline::new().then(DropFirst(Stage::Value)).run(checkpoint(3), &Run::new()));
+    assert!(message.contains("only a pass of stage `shape` may"), "{message}");
+}
