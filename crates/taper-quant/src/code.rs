@@ -1,8 +1,10 @@
 //! From values to codes and back.
 //!
-//! One file per kind of code: [`int`] for integers of 2 to 8 bits, [`nf4`] for the sixteen quantiles of bitsandbytes.
+//! One file per kind of code: [`int`] for integers of 2 to 8 bits, [`nf4`] for the sixteen quantiles of
+//! bitsandbytes, and [`nested`] for their scales as bytes.
 
 pub mod int;
+pub mod nested;
 pub mod nf4;
 
 use rayon::prelude::*;

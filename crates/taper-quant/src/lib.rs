@@ -5,7 +5,7 @@
 //! | quantize a checkpoint | [`RoundNearest`] in a `taper_core::Pipeline` |
 //! | open or save quantized checkpoints | [`codecs`] with `Checkpoint::open_with` |
 //! | quantize one weight | [`PackedInt::encode`], [`PackedNf4::encode`] |
-//! | quantize slices of my own tensor type | [`slice`] |
+//! | quantize slices of my own tensor type | [`mod@slice`] |
 //! | choose how scales are found | [`Fit`]: absmax, minmax, or [`fit::Search`], the default |
 //!
 //! ```

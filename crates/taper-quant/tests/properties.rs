@@ -527,3 +527,26 @@ fn input_norms_are_used_where_calibration_saw_the_layer() {
     assert_eq!(run(weighted, "unseen.weight"), run(pass, "unseen.weight"));
     assert_eq!((pass.needs(), weighted.needs()), (taper_core::Needs::Nothing, taper_core::Needs::InputNorms));
 }
+
+#[test]
+fn options_that_mean_nothing_are_refused() {
+    let weight: SharedWeight =
+        Arc::new(Tensor::ones((4, 64), candle_core::DType::F32, &Device::Cpu).unwrap());
+    let nf4 = RoundNearest::nf4(64).unwrap();
+    let int4 = RoundNearest::int4(32).unwrap();
+    for (pass, option) in [
+        (nf4.asymmetric(), "`symmetry` belongs to integers"),
+        (nf4.with_scales(ScaleType::F16), "`scales` belongs to integers"),
+        (nf4.stored_as(FileFormat::IntQuantized), "`stored-as` belongs to integers"),
+        (nf4.with_fit(Fit::MinMax), "no meaning for nf4"),
+        (int4.double_quant(), "`double-quant` belongs to nf4"),
+        (int4.stored_as(FileFormat::IntQuantized), "one byte per code"),
+        (int4.stored_as(FileFormat::BitsAndBytes), "cannot hold int4 g32"),
+        (int4.asymmetric().with_fit(Fit::AbsMax), "symmetric by definition"),
+    ] {
+        let error =
+            pass.rewrite("a.weight", &weight, &Context::new(None, 0, &Silent)).unwrap_err().to_string();
+        assert!(error.contains(option), "{error}");
+    }
+    assert!(nf4.stored_as(FileFormat::BitsAndBytes).check().is_ok());
+}

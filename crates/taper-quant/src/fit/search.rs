@@ -13,7 +13,7 @@
 //! Symmetric codes reach one step further below zero than above. With [`ScaleSign::Either`] the scale's sign decides
 //! which end of the values gets that step: at 4 bits in groups of 32 this alone saves a quarter of the error.
 //!
-//! Neighbours: [`super::sums`] judges one candidate; [`super::minmax`] serves groups too small for any grid (below 10⁻³⁰).
+//! Neighbours: `sums` judges candidates; [`super::minmax`] serves groups too small for any grid (below 10⁻³⁰).
 
 use serde::{Deserialize, Serialize};
 

@@ -75,20 +75,23 @@ pub enum Weighting {
 /// assert_eq!(pass.to_string(), "round-nearest int4 g32 asym");
 /// # Ok::<(), taper_quant::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "RoundNearestSettings", into = "RoundNearestSettings")]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(into = "RoundNearestSettings")]
 pub struct RoundNearest {
     number: Number,
     fit: Fit,
     file: FileFormat,
     weighting: Weighting,
+    /// An option that was set and means nothing for these numbers; [`RoundNearest::check`] refuses it.
+    misplaced: Option<&'static str>,
 }
 
 impl RoundNearest {
     /// These numbers, by [`Fit::default`].
     #[must_use]
     pub fn new(number: Number) -> Self {
-        Self { number, fit: Fit::default(), file: FileFormat::default(), weighting: Weighting::default() }
+        let (file, weighting) = (FileFormat::default(), Weighting::default());
+        Self { number, fit: Fit::default(), file, weighting, misplaced: None }
     }
 
     /// Eight bits, one scale per output channel.
@@ -128,38 +131,48 @@ impl RoundNearest {
         self
     }
 
-    /// With scales stored in this type. NF4 stores f32 always (or bytes, see [`RoundNearest::double_quant`]).
+    /// With scales stored in this type; for integers.
     #[must_use]
     pub fn with_scales(mut self, scales: ScaleType) -> Self {
-        if let Number::Int(scheme) = &mut self.number {
-            scheme.scales = scales;
+        match &mut self.number {
+            Number::Int(scheme) => scheme.scales = scales,
+            Number::Nf4(_) => self.misplaced = Some("scales"),
         }
         self
     }
 
-    /// With a zero point beside every scale. NF4 has none: its levels are what they are.
+    /// With a zero point beside every scale; for integers.
     #[must_use]
     pub fn asymmetric(mut self) -> Self {
-        if let Number::Int(scheme) = &mut self.number {
-            *scheme = scheme.asymmetric();
+        match &mut self.number {
+            Number::Int(scheme) => *scheme = scheme.asymmetric(),
+            Number::Nf4(_) => self.misplaced = Some("symmetry"),
         }
         self
     }
 
-    /// With the scales of NF4 blocks quantized to bytes. Integers keep their scales.
+    /// With the scales of blocks quantized to bytes; for NF4.
     #[must_use]
     pub fn double_quant(mut self) -> Self {
-        if let Number::Nf4(scheme) = &mut self.number {
-            *scheme = scheme.double_quant();
+        match &mut self.number {
+            Number::Int(_) => self.misplaced = Some("double-quant"),
+            Number::Nf4(scheme) => *scheme = scheme.double_quant(),
         }
         self
     }
 
-    /// Stored in these words, where they can say it. bitsandbytes has f32 scales.
+    /// Stored in these words; for integers, because NF4 is always bitsandbytes. bitsandbytes' integers have f32 scales.
+    ///
+    /// Single weights that the words cannot say (short last groups, convolutions) become `taper-int`.
     #[must_use]
     pub fn stored_as(mut self, file: FileFormat) -> Self {
+        match &mut self.number {
+            Number::Int(scheme) if file == FileFormat::BitsAndBytes => scheme.scales = ScaleType::F32,
+            Number::Nf4(_) if file != FileFormat::BitsAndBytes => self.misplaced = Some("stored-as"),
+            Number::Int(_) | Number::Nf4(_) => {}
+        }
         self.file = file;
-        if file == FileFormat::BitsAndBytes { self.with_scales(ScaleType::F32) } else { self }
+        self
     }
 
     /// With squared errors weighted this way.
@@ -193,14 +206,36 @@ impl RoundNearest {
         self.weighting
     }
 
-    /// Checks that the options go together.
+    /// Checks that the options go together; every rewrite does so first.
     ///
     /// # Errors
-    /// [`crate::Error::Conflict`] where a fit cannot serve the numbers.
+    /// [`crate::Error::Conflict`] where an option means nothing for these numbers, a fit cannot serve them, or no weight
+    /// at all could be stored in the words asked for.
     pub fn check(&self) -> crate::Result<()> {
-        match self.number {
-            Number::Int(scheme) => self.fit.check(scheme.symmetry),
-            Number::Nf4(_) => nf4::check_fit(&self.fit),
+        let conflict = |option, conflict: String, expected: &str| {
+            Err(crate::Error::Conflict { option, conflict, expected: expected.to_owned() })
+        };
+        if let Some(option) = self.misplaced {
+            return match self.number {
+                Number::Int(_) => conflict(option, "belongs to nf4".into(), "remove it, or encode to nf4"),
+                Number::Nf4(_) => conflict(
+                    option,
+                    "belongs to integers".into(),
+                    "remove it, or encode to integers; nf4 has `block` and is stored as bitsandbytes",
+                ),
+            };
+        }
+        let Number::Int(scheme) = self.number else { return nf4::check_fit(&self.fit) };
+        match self.file {
+            FileFormat::BitsAndBytes if scheme != Scheme::int8().with_scales(ScaleType::F32) => conflict(
+                "stored-as",
+                format!("is bitsandbytes, which cannot hold {}", packed_int::format(&scheme)),
+                "use bits = 8, granularity = \"channel\", symmetric codes and f32 scales, or another format",
+            ),
+            FileFormat::IntQuantized if scheme.bits != Bits::EIGHT => {
+                conflict("stored-as", "is int-quantized, one byte per code".into(), "use bits = 8")
+            }
+            _ => self.fit.check(scheme.symmetry),
         }
     }
 
@@ -212,6 +247,12 @@ impl RoundNearest {
             FileFormat::BitsAndBytes => IntLayout::BitsAndBytes,
         };
         if wanted.holds(name, shape, scheme) { wanted } else { IntLayout::Taper }
+    }
+}
+
+impl<'de> Deserialize<'de> for RoundNearest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        RoundNearestSettings::deserialize(deserializer)?.try_into().map_err(serde::de::Error::custom)
     }
 }
 

@@ -139,25 +139,12 @@ impl RoundNearestSettings {
         };
         let bitsandbytes = self.stored_as == Some(FileFormat::BitsAndBytes);
         let usual = if bitsandbytes { ScaleType::F32 } else { ScaleType::F16 };
-        let scheme = Scheme {
+        Ok(Scheme {
             bits,
             symmetry: self.symmetry.unwrap_or_default(),
             granularity,
             scales: self.scales.unwrap_or(usual),
-        };
-        if bitsandbytes && scheme != Scheme::int8().with_scales(ScaleType::F32) {
-            let expected =
-                "use bits = 8, granularity = \"channel\", symmetric codes and f32 scales, or another format";
-            return Err(conflict(
-                "stored-as",
-                &format!("is bitsandbytes, which cannot hold {scheme}"),
-                expected,
-            ));
-        }
-        if self.stored_as == Some(FileFormat::IntQuantized) && bits != Bits::EIGHT {
-            return Err(conflict("stored-as", "is int-quantized, one byte per code", "use bits = 8"));
-        }
-        Ok(scheme)
+        })
     }
 
     fn nf4(&self) -> Result<Nf4Scheme> {
@@ -175,9 +162,6 @@ impl RoundNearestSettings {
                 "belongs to integers",
                 "remove it, or set format = \"int\"; nf4 has `block`",
             ));
-        }
-        if self.stored_as.is_some_and(|file| file != FileFormat::BitsAndBytes) {
-            return Err(conflict("stored-as", "cannot hold nf4", "nf4 is stored as \"bitsandbytes\""));
         }
         let scheme = Nf4Scheme::new(self.block.unwrap_or(BLOCK))?;
         Ok(if self.double_quant == Some(true) { scheme.double_quant() } else { scheme })
@@ -224,8 +208,12 @@ impl TryFrom<RoundNearestSettings> for RoundNearest {
     fn try_from(settings: RoundNearestSettings) -> Result<Self> {
         let mut pass =
             Self::new(settings.number()?).with_fit(settings.fit()?).weighted_by(settings.weighting);
-        if let (Some(file), Number::Int(_)) = (settings.stored_as, pass.number()) {
+        if let Some(file) = settings.stored_as {
             pass = pass.stored_as(file);
+        }
+        // Scales that were asked for stay: the check then says why they do not fit.
+        if let (Some(scales), Number::Int(_)) = (settings.scales, pass.number()) {
+            pass = pass.with_scales(scales);
         }
         pass.check()?;
         Ok(pass)
@@ -305,6 +293,9 @@ mod tests {
             (json!({ "fit": "absmax", "symmetry": "asymmetric" }), "symmetric by definition"),
             (json!({ "granularity": "channel", "group": 32 }), "contradicts the granularity"),
             (json!({ "stored-as": "bitsandbytes" }), "cannot hold int4 g128"),
+            (json!({ "bits": 8, "stored-as": "bitsandbytes", "scales": "f16" }), "cannot hold int8 channel"),
+            (json!({ "stored-as": "int-quantized" }), "one byte per code"),
+            (json!({ "format": "nf4", "stored-as": "compressed-tensors" }), "stored as bitsandbytes"),
             (json!({ "fit": "minmax", "steps": 3 }), "belongs to the search"),
             (json!({ "steps": 1 }), "at least 2"),
             (json!({ "gruop": 32 }), "unknown field `gruop`"),
