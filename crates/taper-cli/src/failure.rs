@@ -16,7 +16,7 @@ pub(crate) enum Failure {
 
     /// The recipe is wrong.
     #[error(transparent)]
-    Recipe(#[from] RecipeError),
+    Recipe(Box<RecipeError>),
 
     /// A file of the command's own could not be read or written.
     #[error("`{}`: {source}", path.display())]
@@ -73,5 +73,11 @@ impl Failure {
             _ if self.is_closed_output() => 0,
             _ => 1,
         }
+    }
+}
+
+impl From<RecipeError> for Failure {
+    fn from(error: RecipeError) -> Self {
+        Self::Recipe(Box::new(error))
     }
 }

@@ -3,12 +3,13 @@
 use std::path::Path;
 use taper::{
     Checkpoint,
+    candle::Tensor,
     models::{Llama, eval::LanguageModel},
 };
 
 use crate::failure::Failure;
 
-/// A language model that judges can run, stopping between layers' worth of work when Ctrl-C asks for it.
+/// A language model and the checkpoint that it runs on.
 pub(crate) struct Language {
     /// Its weights.
     pub(crate) checkpoint: Checkpoint,
@@ -30,7 +31,7 @@ impl Language {
 }
 
 impl LanguageModel for Language {
-    fn logits(&self, ids: &taper::candle::Tensor) -> taper::Result<taper::candle::Tensor> {
-        self.model.logits(ids)
+    fn logits(&self, ids: &Tensor) -> taper::Result<Tensor> {
+        self.model.forward(ids)
     }
 }

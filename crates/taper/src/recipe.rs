@@ -28,7 +28,7 @@ mod spelling;
 mod step;
 
 pub use arms::PASSES;
-pub use error::{Place, RecipeError};
+pub use error::{Place, PlacedPass, RecipeError};
 pub use shortcut::{int4, int8, nf4};
 
 use std::{path::Path, sync::Arc};

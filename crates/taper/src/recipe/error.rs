@@ -8,8 +8,17 @@ use taper_core::Stage;
 pub struct Place {
     /// The line, from 1.
     pub line: usize,
-    /// The pass's number, from 1, and its name where it has one.
-    pub pass: Option<(usize, String)>,
+    /// The pass, where it is within one.
+    pub pass: Option<Box<PlacedPass>>,
+}
+
+/// A pass of a recipe, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedPass {
+    /// Its number, from 1.
+    pub number: usize,
+    /// Its name; empty where it has none.
+    pub name: String,
 }
 
 impl Place {
@@ -21,16 +30,16 @@ impl Place {
 
     /// The same line, of a pass.
     pub(super) fn of_pass(self, number: usize, name: &str) -> Self {
-        Self { pass: Some((number, name.to_owned())), ..self }
+        Self { pass: Some(Box::new(PlacedPass { number, name: name.to_owned() })), ..self }
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "line {}", self.line)?;
-        match &self.pass {
-            Some((number, name)) if name.is_empty() => write!(f, ", pass {number}"),
-            Some((number, name)) => write!(f, ", pass {number} `{name}`"),
+        match self.pass.as_deref() {
+            Some(pass) if pass.name.is_empty() => write!(f, ", pass {}", pass.number),
+            Some(pass) => write!(f, ", pass {} `{}`", pass.number, pass.name),
             None => Ok(()),
         }
     }
@@ -136,7 +145,7 @@ pub enum RecipeError {
         /// Where.
         place: Place,
         /// What is wrong with it.
-        source: taper_core::Error,
+        source: Box<taper_core::Error>,
     },
 
     /// A selection for a pass that cuts along the model's couplings.

@@ -59,7 +59,7 @@ impl<'a> Step<'a> {
         let exclude = self.patterns("exclude")?;
         let bad = |place: &Place| {
             let place = place.clone();
-            move |source| RecipeError::BadPattern { place, source }
+            move |source| RecipeError::BadPattern { place, source: Box::new(source) }
         };
         let mut selection = match &select {
             Some((place, patterns)) => {
