@@ -11,7 +11,7 @@ fn run(input: &mut Unstructured<'_>) -> Result<()> {
     let foreign = input.choose(CHECKPOINTS.get_or_init(foreign::checkpoints))?;
     let mut config = foreign.config.clone();
     let whole = input.is_empty();
-    if input.ratio(1, 8)? {
+    if !input.ratio(7, 8)? {
         config = serde_json::from_slice(input.bytes(input.len())?).unwrap_or_default();
     }
     while !input.is_empty() {

@@ -12,7 +12,7 @@ fn run(input: &mut Unstructured<'_>) -> Result<()> {
     let mut index = json!({ "metadata": { "total_size": 80 }, "weight_map": {
         "a.weight.codes": NAMES[0], "a.weight.scale": NAMES[0], "b.weight": NAMES[0], "c.weight": NAMES[1],
     }});
-    if input.ratio(1, 8)? {
+    if !input.ratio(7, 8)? {
         put("model.safetensors.index.json", input.bytes(input.len())?);
     } else {
         while !input.is_empty() {

@@ -6,7 +6,7 @@ use taper_fuzz::{Result, unfinished::Unfinished};
 
 fn run(input: &mut Unstructured<'_>) -> Result<()> {
     let unfinished = Unfinished::get();
-    let journal = if input.ratio(1, 4)? {
+    let journal = if !input.ratio(7, 8)? {
         [unfinished.first_line(), input.bytes(input.len())?].concat()
     } else {
         unfinished.damaged_journal(input)?
