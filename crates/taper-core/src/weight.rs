@@ -138,6 +138,9 @@ pub(crate) fn last_dim_is(x: &Tensor, inner: usize) -> bool {
     x.dim(D::Minus1).is_ok_and(|d| d == inner)
 }
 
+/// Values converted at a time: 256 KiB of f32.
+const STRETCH: usize = 1 << 16;
+
 /// The values of a weight as f32, row-major.
 pub fn to_f32_vec(weight: &dyn Weight) -> Result<Vec<f32>> {
     let dense = weight.dense()?;
@@ -149,5 +152,11 @@ pub fn to_f32_vec(weight: &dyn Weight) -> Result<Vec<f32>> {
             message: "passes work on f32, f16 and bf16 weights".into(),
         });
     }
-    Ok(dense.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?)
+    // A stretch at a time: converting the whole tensor first would hold its f32 values twice.
+    let (flat, mut values) = (dense.flatten_all()?, Vec::with_capacity(dense.elem_count()));
+    for start in (0..dense.elem_count()).step_by(STRETCH) {
+        let stretch = flat.narrow(0, start, STRETCH.min(dense.elem_count() - start))?;
+        values.extend(stretch.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+    }
+    Ok(values)
 }

@@ -17,7 +17,7 @@ use crate::{
     report::{PassReport, Row, Totals},
     store::{
         journal::{Entry, Identity},
-        output::Output,
+        output::{Output, partial_path},
         write::parts_of,
     },
     verify,
@@ -59,6 +59,7 @@ pub(super) fn run_to(pipeline: &Pipeline, input: Checkpoint, out: &Path, run: &R
         seed: run.seed,
     };
     let (mut output, finished) = Output::open(out, &identity, run.resume)?;
+    believable(&finished, pipeline, &input, out)?;
     match compress(pipeline, &input, &mut output, finished, run) {
         Ok((report, checkpoint)) => {
             let text = serde_json::to_string_pretty(&report).map_err(Error::other)?;
@@ -73,6 +74,22 @@ pub(super) fn run_to(pipeline: &Pipeline, input: Checkpoint, out: &Path, run: &R
             Err(error)
         }
     }
+}
+
+/// Refuses a journal that is not of this run although its first line says so: its weights are the first ones in order of
+/// names (of the input, where no pass before the streaming ones changes them), and only streaming passes have rows.
+fn believable(finished: &[Entry], pipeline: &Pipeline, input: &Checkpoint, out: &Path) -> Result<()> {
+    let whole = whole_passes(&pipeline.passes);
+    let streamed = pipeline.passes.len() - whole;
+    let rows = finished.iter().flat_map(|e| &e.rows).all(|(step, _)| *step < streamed);
+    let names = finished.iter().map(|e| &e.weight.name);
+    if rows
+        && names.clone().is_sorted_by(|a, b| a < b)
+        && (whole > 0 || names.eq(input.names().iter().take(finished.len())))
+    {
+        return Ok(());
+    }
+    Err(Error::ResumeMismatch { path: partial_path(out)?, what: "journal".to_owned() })
 }
 
 /// All passes; the weights end up in `output`, the checkpoint returned has the final config.

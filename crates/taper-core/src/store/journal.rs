@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::layout::FileWeight;
-use crate::{Error, Result, report::Row};
+use crate::{Error, Result, report::Row, weight::checked_elements};
 
 /// The journal's file name inside a partial directory.
 pub const FILE: &str = "taper-journal.jsonl";
@@ -64,6 +64,18 @@ pub struct Entry {
     pub rows: Vec<(usize, Row)>,
 }
 
+impl Entry {
+    /// Whether its sizes follow from its shapes and can be added up.
+    fn is_sound(&self) -> bool {
+        let end = self.weight.arrays.iter().try_fold(self.offset, |end, array| {
+            let elements = checked_elements(&array.shape)?;
+            let bits = (elements as u64).checked_mul(array.dtype.bitsize() as u64)?;
+            (array.nbytes == bits.div_ceil(8)).then(|| end.checked_add(array.nbytes)).flatten()
+        });
+        end.is_some() && checked_elements(&self.weight.shape).is_some()
+    }
+}
+
 /// An open journal; locked, so that two runs never write one output.
 #[derive(Debug)]
 pub struct Journal {
@@ -101,7 +113,11 @@ impl Journal {
             return Err(Error::ResumeMismatch { path: dir.to_owned(), what: what.to_owned() });
         }
         let entries = lines
-            .map(|line| serde_json::from_str(line).map_err(|e| bad(e.to_string())))
+            .map(|line| {
+                let entry: Entry = serde_json::from_str(line).map_err(|e| bad(e.to_string()))?;
+                let sizes = "has a weight whose sizes contradict each other; remove its directory";
+                if entry.is_sound() { Ok(entry) } else { Err(bad(sizes.into())) }
+            })
             .collect::<Result<Vec<Entry>>>()?;
         journal.file.set_len(whole as u64).map_err(Error::io(&journal.path))?;
         journal.file.seek(SeekFrom::End(0)).map_err(Error::io(&journal.path))?;

@@ -126,3 +126,28 @@ fn append(path: &std::path::Path, bytes: &[u8]) {
     use std::io::Write;
     std::fs::OpenOptions::new().append(true).open(path).unwrap().write_all(bytes).unwrap();
 }
+
+#[test]
+fn a_journal_that_was_tampered_with_is_refused_and_keeps_the_unfinished_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = on_disk(&dir.path().join("in"), 3);
+    let out = dir.path().join("out");
+    interrupted(&input, &out, 3);
+    let path = dir.path().join("out.partial").join(journal::FILE);
+    let good = std::fs::read_to_string(&path).unwrap();
+    let resume = run().with_resume(Resume::Continue);
+    let refused = |what: &str, from: &str, to: &str| {
+        assert!(good.contains(from), "{what}: nothing to tamper with");
+        std::fs::write(&path, good.replace(from, to)).unwrap();
+        let message = error_of(pipeline().run_to(input.clone(), &out, &resume));
+        assert!(path.is_file(), "{what}: the unfinished run is still there");
+        message
+    };
+    assert!(
+        refused("a pass that is not there", "\"rows\":[[0,", "\"rows\":[[133,").contains("another journal")
+    );
+    assert!(refused("another name", "layers.0.weight", "layers.9.weight").contains("another journal"));
+    assert!(refused("sizes that lie", "\"nbytes\":768", "\"nbytes\":769").contains("contradict"));
+    std::fs::write(&path, &good).unwrap();
+    pipeline().run_to(input, &out, &resume).unwrap();
+}
