@@ -19,6 +19,7 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod aligned;
 pub(crate) mod exact;
 pub(crate) mod int8;
 pub(crate) mod matrix;
@@ -33,6 +34,7 @@ mod avx512;
 #[cfg(test)]
 mod conform;
 
+use half::f16;
 use std::{
     fmt,
     sync::{
@@ -141,7 +143,8 @@ pub(crate) fn active() -> &'static Kernels {
 
 /// The best table that is not above the cap. An unknown name caps nothing.
 fn best(cap: Option<&str>) -> &'static Kernels {
-    let cap = cap.and_then(|name| Isa::ALL.into_iter().find(|isa| isa.name().eq_ignore_ascii_case(name.trim())));
+    let cap =
+        cap.and_then(|name| Isa::ALL.into_iter().find(|isa| isa.name().eq_ignore_ascii_case(name.trim())));
     let allowed = Isa::ALL.into_iter().filter(|isa| cap.is_none_or(|cap| *isa <= cap));
     allowed.filter_map(Isa::table).next_back().unwrap_or(&scalar::TABLE)
 }
@@ -180,8 +183,12 @@ pub(crate) struct Kernels {
     pub(crate) tokens_f32: usize,
     /// Most tokens of an integer tile.
     pub(crate) tokens_i8: usize,
+    /// Brings bytes closer, without reading them.
+    pub(crate) prefetch: fn(&[u8]),
     /// Codes of `out.len()` columns, one byte each; bytes that the row lacks count as 0.
     pub(crate) unpack: fn(row: &[u8], stream: Stream, out: &mut [u8]),
+    /// Half to single precision.
+    pub(crate) widen: fn(&[f16], out: &mut [f32]),
     /// `out[i] = (codes[i] − center) · scale`.
     pub(crate) decode: fn(codes: &[u8], center: f32, scale: f32, out: &mut [f32]),
     /// `out[i] = levels[codes[i]] · scale`; codes are below 16.
@@ -202,6 +209,8 @@ pub(crate) struct Kernels {
     pub(crate) nibbles_i8: Option<fn(&NibblesI8<'_>, out: &mut [f32])>,
     /// Turns `[lanes, depth]` codes into `[depth / 4, lanes, 4]`.
     pub(crate) panel_i8: fn(codes: &[u8], depth: usize, out: &mut [u8]),
+    /// As `panel_i8` from packed nibbles: of each eight columns the even ones make a quad, then the odd ones.
+    pub(crate) panel_nibbles: Option<fn(&PanelNibbles<'_>, out: &mut [u8])>,
     /// Sums of integer products, scaled group by group.
     pub(crate) tile_i8: fn(&TileI8<'_>, c: &mut [f32]),
 }
@@ -299,6 +308,19 @@ pub(crate) struct NibblesI8<'a> {
     /// `[out.len(), groups]`.
     pub(crate) centers: &'a [i32],
     pub(crate) token: &'a int8::Token,
+}
+
+/// A panel of packed nibbles; rows beyond the last, and columns beyond the end of a row, count as 0.
+#[derive(Debug)]
+pub(crate) struct PanelNibbles<'a> {
+    /// `[rows, row_bytes]`.
+    pub(crate) codes: &'a [u8],
+    pub(crate) row_bytes: usize,
+    pub(crate) rows: usize,
+    /// First column, a multiple of 8.
+    pub(crate) start: usize,
+    /// Columns, a multiple of 8.
+    pub(crate) depth: usize,
 }
 
 /// `c[t, n] += Σ over groups of (Σ code · a − center · Σ a) · step · scale`.

@@ -19,9 +19,13 @@ use taper_core::{
 
 use crate::{
     Error, Result,
-    code::int,
+    code::int::{self, Form},
     codec,
     fit::{Fit, Grid, ScaleSign},
+    kernel::{
+        self, Arithmetic, Levels, Stream,
+        matrix::{Grids, Matrix, ScaleSource},
+    },
     layout::{self, IntLayout},
     scales::Scales,
     scheme::{Granularity, ScaleType, Scheme},
@@ -29,7 +33,7 @@ use crate::{
 
 /// A weight of packed integers; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct PackedInt(Arc<Stored>);
+pub struct PackedInt(Arc<Stored>, Arithmetic);
 
 /// What [`PackedInt`] shares. Built by the codecs, which have checked that all of it fits together.
 #[derive(Debug)]
@@ -102,11 +106,24 @@ impl PackedInt {
     }
 
     pub(crate) fn from_stored(stored: Stored) -> Self {
-        Self(Arc::new(stored))
+        Self(Arc::new(stored), Arithmetic::default())
     }
 
     pub(crate) fn stored(&self) -> &Stored {
         &self.0
+    }
+
+    /// The same weight (its bytes are shared), whose products use `arithmetic`.
+    #[must_use]
+    pub fn with_arithmetic(mut self, arithmetic: Arithmetic) -> Self {
+        self.1 = arithmetic;
+        self
+    }
+
+    /// With what numbers products are computed.
+    #[must_use]
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.1
     }
 
     /// Bits, symmetry, granularity and type of scales.
@@ -144,6 +161,40 @@ impl PackedInt {
         };
         let zero = stored.zeros.as_ref().and_then(|z| z.get(index)).map_or(0, |&z| i32::from(z));
         Grid { scale, zero }
+    }
+
+    /// What the kernels see.
+    fn with_matrix<T>(&self, work: impl FnOnce(&Matrix<'_>) -> T) -> T {
+        let stored = &*self.0;
+        let each = |row: usize, scales: &mut [f32]| {
+            scales.iter_mut().enumerate().for_each(|(g, scale)| *scale = self.grid(row, g).scale);
+        };
+        let grids = Grids {
+            scales: match (&stored.scales, stored.layout) {
+                (_, IntLayout::BitsAndBytes) => ScaleSource::Each(&each),
+                (Scales::F16(scales), _) => ScaleSource::F16(scales),
+                (Scales::BF16(scales), _) => ScaleSource::BF16(scales),
+                (Scales::F32(scales), _) => ScaleSource::F32(scales),
+            },
+            shared: stored.scheme.granularity == Granularity::Tensor,
+            offset: 1 << (stored.scheme.bits.get() - 1),
+            zeros: stored.zeros.as_deref(),
+        };
+        work(&Matrix {
+            rows: self.rows(),
+            cols: self.cols(),
+            codes: &stored.codes,
+            row_bytes: stored.row_bytes,
+            stream: match stored.layout.form(stored.scheme.bits) {
+                Form::Packed(bits) => Stream::Low(bits.get()),
+                Form::Signed => Stream::Signed,
+            },
+            levels: Levels::Integers,
+            span: stored.scheme.granularity.span(self.cols()),
+            column_groups: stored.column_groups.as_deref(),
+            groups: stored.groups,
+            grids,
+        })
     }
 
     /// The group of each column, where columns were reordered before grouping (GPTQ's activation order).
@@ -190,17 +241,15 @@ impl Rows for PackedInt {
     }
 
     fn decode_row(&self, row: usize, out: &mut [f32]) {
-        let stored = &*self.0;
-        int::decode_codes(self.row_codes(row), stored.layout.form(stored.scheme.bits), out);
-        match &stored.column_groups {
-            None => int::scale_codes(out, stored.scheme.granularity.span(out.len()), |g| self.grid(row, g)),
-            Some(groups) => {
-                for (value, &group) in out.iter_mut().zip(groups) {
-                    let Grid { scale, zero } = self.grid(row, group as usize);
-                    *value = (*value - zero as f32) * scale;
-                }
-            }
-        }
+        self.with_matrix(|w| w.decode_row(kernel::active(), row, out));
+    }
+
+    fn product(&self, x: &[f32], batch: usize) -> Vec<f32> {
+        let reordered = self.0.column_groups.is_some();
+        self.with_matrix(|w| match self.1 {
+            Arithmetic::Int8 if !reordered => kernel::int8::product(kernel::active(), w, x, batch),
+            _ => kernel::exact::product(kernel::active(), w, x, batch),
+        })
     }
 }
 

@@ -17,6 +17,10 @@ use crate::{
     code::nf4::{self, Absmax, Nf4Scheme},
     codec::{self, bitsandbytes_nf4::ValueType},
     fit::Fit,
+    kernel::{
+        self, Levels, Stream,
+        matrix::{Grids, Matrix, ScaleSource},
+    },
     layout,
     packed_int::columns,
 };
@@ -110,7 +114,46 @@ impl Rows for PackedNf4 {
     fn decode_row(&self, row: usize, out: &mut [f32]) {
         let stored = &*self.0;
         let start = row * out.len();
+        if self.with_matrix(|w| w.decode_row(kernel::active(), row, out)).is_some() {
+            return;
+        }
         nf4::decode(&stored.codes, &stored.table, &stored.absmax, stored.scheme.block.get(), start, out);
+    }
+
+    fn product(&self, x: &[f32], batch: usize) -> Vec<f32> {
+        self.with_matrix(|w| kernel::exact::product(kernel::active(), w, x, batch))
+            .unwrap_or_else(|| rows::matmul_slice(self, x, batch))
+    }
+}
+
+impl PackedNf4 {
+    /// What the kernels see; `None` where blocks or bytes are shared between rows.
+    fn with_matrix<T>(&self, work: impl FnOnce(&Matrix<'_>) -> T) -> Option<T> {
+        let stored = &*self.0;
+        let (cols, block) = (self.cols(), stored.scheme.block.get());
+        if !cols.is_multiple_of(block) || !cols.is_multiple_of(2) {
+            return None;
+        }
+        let groups = cols / block;
+        let each = |row: usize, scales: &mut [f32]| {
+            scales.iter_mut().enumerate().for_each(|(g, s)| *s = stored.absmax.get(row * groups + g));
+        };
+        let scales = match &stored.absmax {
+            Absmax::Plain(scales) => ScaleSource::F32(scales),
+            Absmax::Nested(_) => ScaleSource::Each(&each),
+        };
+        Some(work(&Matrix {
+            rows: self.rows(),
+            cols,
+            codes: &stored.codes,
+            row_bytes: cols / 2,
+            stream: Stream::High,
+            levels: Levels::Table(&stored.table),
+            span: block,
+            column_groups: None,
+            groups,
+            grids: Grids { scales, shared: false, offset: 0, zeros: None },
+        }))
     }
 }
 

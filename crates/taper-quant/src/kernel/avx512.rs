@@ -12,11 +12,14 @@ mod panels;
 mod rows;
 
 use std::arch::x86_64::{
-    __m512i, __mmask64, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_loadu_si512,
-    _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8, _mm512_mul_ps, _mm512_multishift_epi64_epi8,
+    __m512i, __mmask64, _mm_loadu_si128, _mm256_maskz_loadu_epi16, _mm512_and_si512, _mm512_cvtepi32_ps,
+    _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi8,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi8, _mm512_mul_ps, _mm512_multishift_epi64_epi8,
     _mm512_permutexvar_epi8, _mm512_permutexvar_ps, _mm512_set1_epi8, _mm512_set1_ps, _mm512_storeu_ps,
-    _mm512_sub_ps, _mm512_xor_si512, _mm_loadu_si128,
+    _mm512_storeu_si512, _mm512_sub_ps, _mm512_xor_si512,
 };
+
+use half::f16;
 
 use super::{Isa, Kernels, Stream, scalar};
 
@@ -35,8 +38,11 @@ static TABLE: Kernels = Kernels {
     lanes: panels::LANES,
     tokens_f32: panels::TOKENS,
     tokens_i8: panels::TOKENS,
+    prefetch: super::avx2::prefetch,
     // SAFETY: this table is only handed out after the features were detected, here and below.
     unpack: |row, stream, out| unsafe { unpack(row, stream, out) },
+    // SAFETY: as above.
+    widen: |halves, out| unsafe { widen(halves, out) },
     // SAFETY: as above.
     decode: |codes, center, scale, out| unsafe { decode(codes, center, scale, out) },
     // SAFETY: as above.
@@ -57,6 +63,8 @@ static TABLE: Kernels = Kernels {
     nibbles_i8: Some(|job, out| unsafe { rows::nibbles_i8(job, out) }),
     // SAFETY: as above.
     panel_i8: |codes, depth, out| unsafe { panels::panel_i8(codes, depth, out) },
+    // SAFETY: as above.
+    panel_nibbles: Some(|job, out| unsafe { panels::panel_nibbles(job, out) }),
     // SAFETY: as above.
     tile_i8: |job, c| unsafe { panels::tile_i8(job, c) },
 };
@@ -90,9 +98,35 @@ fn load_bytes(bytes: &[u8]) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn store_bytes(v: __m512i, out: &mut [u8]) {
-    // SAFETY: only bytes within the slice are touched.
-    unsafe { _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), first64(out.len()), v) }
+    if out.len() >= 64 {
+        // A whole store can be read back at once, one under a mask only after it has reached the cache.
+        // SAFETY: 64 bytes were just checked.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) }
+    } else {
+        // SAFETY: only bytes within the slice are touched.
+        unsafe { _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), first64(out.len()), v) }
+    }
 }
+
+/// For each number of bits (at 0 nibbles with the first one high): where the bytes of each 64-bit lane come from, and at
+/// which bits its eight codes begin.
+static CUTS: [[[u8; 64]; 2]; 8] = {
+    let mut cuts = [[[0u8; 64]; 2]; 8];
+    let mut row = 0;
+    while row < 8 {
+        let bits = if row == 0 { 4 } else { row };
+        let mut i = 0;
+        while i < 64 {
+            // Beyond the last code of seven bits there is nothing to take.
+            let from = i / 8 * bits + i % 8;
+            cuts[row][0][i] = if from < 64 { from as u8 } else { 63 };
+            cuts[row][1][i] = (if row == 0 { (i % 8) ^ 1 } else { i % 8 } * bits) as u8;
+            i += 1;
+        }
+        row += 1;
+    }
+    cuts
+};
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn unpack(row: &[u8], stream: Stream, out: &mut [u8]) {
@@ -107,19 +141,26 @@ fn unpack(row: &[u8], stream: Stream, out: &mut [u8]) {
         }
         return;
     }
-    let (mut gather, mut shifts) = ([0u8; 64], [0u8; 64]);
-    for i in 0..64 {
-        gather[i] = (i / 8 * bits + i % 8).min(63) as u8;
-        // Within a byte, nibbles of `High` come the other way round.
-        shifts[i] = (if stream == Stream::High { (i % 8) ^ 1 } else { i % 8 } * bits) as u8;
-    }
-    let (gather, shifts) = (load_bytes(&gather), load_bytes(&shifts));
+    let [gather, shifts] = &CUTS[if stream == Stream::High { 0 } else { bits }];
+    let (gather, shifts) = (load_bytes(gather), load_bytes(shifts));
     let mask = _mm512_set1_epi8(((1u16 << bits) - 1) as i8);
     for (i, out) in out.chunks_mut(64).enumerate() {
         let row = row.get(i * 8 * bits..).unwrap_or_default();
         let bytes = load_bytes(&row[..row.len().min(8 * bits)]);
         let words = _mm512_permutexvar_epi8(gather, bytes);
         store_bytes(_mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, words), mask), out);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn widen(halves: &[f16], out: &mut [f32]) {
+    for (halves, out) in halves.chunks(16).zip(out.chunks_mut(16)) {
+        let mask = first16(halves.len().min(out.len()));
+        // SAFETY: only what lies within both slices is touched.
+        unsafe {
+            let halves = _mm256_maskz_loadu_epi16(mask, halves.as_ptr().cast());
+            _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, _mm512_cvtph_ps(halves));
+        }
     }
 }
 

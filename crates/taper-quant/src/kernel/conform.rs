@@ -6,10 +6,15 @@
 //! f32 products                                within (columns + 8) · 2⁻²⁴ · Σ |w x| of the sum in f64
 //! ```
 
+use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 
-use super::{Arithmetic, Isa, Kernels, Levels, Stream, available, exact, int8, matrix::Matrix, scalar};
+use super::{
+    Arithmetic, Isa, Kernels, Levels, Stream, available, exact, int8,
+    matrix::{Grids, Matrix, ScaleSource},
+    scalar,
+};
 use crate::code::nf4::TABLE as NF4;
 
 /// A matrix with everything that it borrows.
@@ -22,6 +27,9 @@ struct Case {
     table: bool,
     reordered: bool,
     tokens: usize,
+    /// How scales are stored: f16, bf16, f32, computed.
+    source: u8,
+    zeros: bool,
     seed: u64,
 }
 
@@ -31,7 +39,9 @@ struct Filled {
     row_bytes: usize,
     codes: Vec<u8>,
     scales: Vec<f32>,
-    centers: Vec<f32>,
+    halves: Vec<f16>,
+    brains: Vec<bf16>,
+    zeros: Option<Vec<i8>>,
     columns: Vec<u32>,
     x: Vec<f32>,
 }
@@ -41,15 +51,25 @@ impl Case {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(self.seed);
         let groups = self.cols.div_ceil(self.span);
         let row_bytes = (self.cols * self.stream.bits()).div_ceil(8);
-        let half = 1 << (self.stream.bits() - 1);
-        let center = |rng: &mut rand_chacha::ChaCha8Rng| rng.random_range(0..2 * half) as f32;
+        let half = 1i32 << (self.stream.bits() - 1);
+        let scales: Vec<f32> = (0..self.rows * groups).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let halves: Vec<f16> = scales.iter().map(|s| f16::from_f32(*s)).collect();
+        let brains: Vec<bf16> = scales.iter().map(|s| bf16::from_f32(*s)).collect();
+        let zeros = |_| rng.random_range(-half..half) as i8;
+        let zeros = (self.zeros && !self.table).then(|| (0..self.rows * groups).map(zeros).collect());
         Filled {
             case: self.clone(),
             groups,
             row_bytes,
+            scales: match self.source {
+                0 => halves.iter().map(|s| s.to_f32()).collect(),
+                1 => brains.iter().map(|s| s.to_f32()).collect(),
+                _ => scales,
+            },
+            halves,
+            brains,
+            zeros,
             codes: (0..self.rows * row_bytes).map(|_| rng.random()).collect(),
-            scales: (0..self.rows * groups).map(|_| rng.random_range(-1.0..1.0)).collect(),
-            centers: (0..self.rows * groups).map(|_| center(&mut rng)).collect(),
             columns: (0..self.cols).map(|_| rng.random_range(0..groups as u32)).collect(),
             x: (0..self.tokens * self.cols).map(|_| rng.random_range(-3.0..3.0)).collect(),
         }
@@ -57,15 +77,25 @@ impl Case {
 }
 
 impl Filled {
+    fn offset(&self) -> i16 {
+        1 << (self.case.stream.bits() - 1)
+    }
+
     fn with<T>(&self, use_it: impl FnOnce(&Matrix<'_>) -> T) -> T {
         let groups = self.groups;
-        let grids = |row: usize, scales: &mut [f32], centers: &mut [f32]| {
+        let each = |row: usize, scales: &mut [f32]| {
             scales.copy_from_slice(&self.scales[row * groups..(row + 1) * groups]);
-            if self.case.table {
-                centers.fill(0.0);
-            } else {
-                centers.copy_from_slice(&self.centers[row * groups..(row + 1) * groups]);
-            }
+        };
+        let grids = Grids {
+            scales: match self.case.source {
+                0 => ScaleSource::F16(&self.halves),
+                1 => ScaleSource::BF16(&self.brains),
+                2 => ScaleSource::F32(&self.scales),
+                _ => ScaleSource::Each(&each),
+            },
+            shared: false,
+            offset: if self.case.table { 0 } else { self.offset() },
+            zeros: self.zeros.as_deref(),
         };
         use_it(&Matrix {
             rows: self.case.rows,
@@ -77,7 +107,7 @@ impl Filled {
             span: self.case.span,
             column_groups: self.case.reordered.then_some(&self.columns[..]),
             groups,
-            grids: &grids,
+            grids,
         })
     }
 
@@ -98,12 +128,15 @@ impl Filled {
         if self.case.reordered { self.columns[column] as usize } else { column / self.case.span }
     }
 
+    fn center(&self, at: usize) -> f32 {
+        f32::from(self.offset()) + self.zeros.as_ref().map_or(0.0, |zeros| f32::from(zeros[at]))
+    }
+
     /// Level before the scale, and the scale.
     fn level(&self, row: usize, column: usize) -> (f32, f32) {
         let at = row * self.groups + self.group(column);
         let code = self.code(row, column);
-        let level =
-            if self.case.table { NF4[usize::from(code)] } else { f32::from(code) - self.centers[at] };
+        let level = if self.case.table { NF4[usize::from(code)] } else { f32::from(code) - self.center(at) };
         (level, self.scales[at])
     }
 
@@ -175,7 +208,12 @@ fn check_int8(kernels: &Kernels, filled: &Filled, w: &Matrix<'_>) {
     for (y, x) in y.chunks_exact(case.rows).zip(filled.x.chunks_exact(case.cols)) {
         let rounded = int8::Token::new(&scalar::TABLE, x, case.span, false);
         let own = int8::Token::new(kernels, x, case.span, true);
-        assert_eq!((&rounded.steps, &rounded.bytes), (&own.steps, &own.bytes), "{} rounding", kernels.isa);
+        assert_eq!(
+            (&rounded.steps, &rounded.bytes[..]),
+            (&own.steps, &own.bytes[..]),
+            "{} rounding",
+            kernels.isa
+        );
         let a = |i: usize| {
             let (group, at) = (i / case.span, i % case.span);
             f64::from(rounded.bytes[group * rounded.stride + at]) * f64::from(rounded.steps[group])
@@ -204,7 +242,7 @@ fn spans(cols: usize) -> impl Strategy<Value = usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(160))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn every_table_agrees_with_plain_sums(
@@ -213,13 +251,15 @@ proptest! {
         rows in 1usize..70,
         tokens in prop_oneof![1usize..5, 1usize..71],
         reordered in prop::bool::weighted(0.1),
+        (source, zeros) in (0u8..4, any::<bool>()),
         seed in any::<u64>(),
     ) {
         // Rows of `High` begin at whole bytes.
         let cols = if stream == Stream::High { cols.next_multiple_of(2) } else { cols };
         let span = span.min(cols);
         // Only integers come with reordered columns.
-        check(&Case { rows, cols, span, stream, table, reordered: reordered && !table, tokens, seed });
+        let reordered = reordered && !table;
+        check(&Case { rows, cols, span, stream, table, reordered, tokens, source, zeros, seed });
     }
 }
 
@@ -229,7 +269,18 @@ fn shapes_of_real_layers_agree() {
         for stream in [Stream::Low(4), Stream::Low(8), Stream::Signed, Stream::Low(3)] {
             for tokens in [1, 2, 5, 13] {
                 let rows = if cols > 4096 { 9 } else { 40 };
-                check_wide(&Case { rows, cols, span, stream, table: false, reordered: false, tokens, seed: 7 });
+                check_wide(&Case {
+                    rows,
+                    cols,
+                    span,
+                    stream,
+                    table: false,
+                    reordered: false,
+                    tokens,
+                    source: 0,
+                    zeros: rows == 40,
+                    seed: 7,
+                });
             }
         }
     }
@@ -267,6 +318,8 @@ fn results_do_not_depend_on_threads() {
         table: false,
         reordered: false,
         tokens: 1,
+        source: 0,
+        zeros: true,
         seed: 3,
     };
     for tokens in [1, 3, 20] {
@@ -276,7 +329,10 @@ fn results_do_not_depend_on_threads() {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
                     filled.with(|w| {
-                        (exact::product(kernels, w, &filled.x, tokens), int8::product(kernels, w, &filled.x, tokens))
+                        (
+                            exact::product(kernels, w, &filled.x, tokens),
+                            int8::product(kernels, w, &filled.x, tokens),
+                        )
                     })
                 })
             };
@@ -300,6 +356,8 @@ fn activations_that_are_not_finite_show_in_the_result() {
                 table: false,
                 reordered: false,
                 tokens,
+                source: 2,
+                zeros: false,
                 seed: 5,
             };
             let mut filled = case.fill();

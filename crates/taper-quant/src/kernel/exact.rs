@@ -13,15 +13,18 @@ use rayon::prelude::*;
 
 use super::{
     Kernels, PanelF32, RowF32, SlicedF32, Stream,
+    aligned::Aligned,
     matrix::{Matrix, tiles},
     sheet::{self, Stretch},
 };
 
-/// Columns that are decoded at a time: a panel of 32 rows is 64 KiB, and twelve tokens 24 KiB.
-const DEPTH: usize = 512;
-
-/// Panels that share one walk over the tokens.
-const PANELS: usize = 4;
+/// Columns that are decoded at a time, and panels that share one walk over the tokens.
+///
+/// Many tokens: four panels of 32 rows are 256 KiB, and a tile of twelve tokens 24 KiB. One tile: a panel of 16 KiB is
+/// written and read within the nearest cache. The order of sums is the same.
+fn depth_and_panels(tiles: usize) -> (usize, usize) {
+    if tiles == 1 { (128, 1) } else { (512, 4) }
+}
 
 /// Most tokens that are multiplied row by row.
 const FEW: usize = 3;
@@ -38,12 +41,10 @@ pub(crate) fn product(kernels: &Kernels, w: &Matrix<'_>, x: &[f32], tokens: usiz
         return by_panels(kernels, w, x, tokens);
     }
     let sliced = kernels.sliced_f32.filter(|_| can_slice(w));
-    let x: Vec<Vec<f32>> = x
-        .chunks_exact(w.cols)
-        .map(|x| if sliced.is_some() { slice(x, w.stream) } else { x.to_vec() })
-        .collect();
+    let x: Vec<Aligned<f32>> =
+        x.chunks_exact(w.cols).map(|x| if sliced.is_some() { slice(x, w.stream) } else { copy(x) }).collect();
     sheet::fill(tokens, w.rows, ROWS, w.cols * tokens, |out| match sliced {
-        Some(kernel) => sliced_rows(kernel, w, &x, out),
+        Some(kernel) => sliced_rows(kernels, kernel, w, &x, out),
         None => plain_rows(kernels, w, &x, out),
     })
 }
@@ -62,12 +63,19 @@ fn can_slice(w: &Matrix<'_>) -> bool {
     matches!(bits, 2 | 4) && (splat || lanes)
 }
 
+/// Activations as they are.
+fn copy(x: &[f32]) -> Aligned<f32> {
+    let mut out = Aligned::zeros(x.len());
+    out.copy_from_slice(x);
+    out
+}
+
 /// Activations in the order in which the sliced kernel meets the codes.
-fn slice(x: &[f32], stream: Stream) -> Vec<f32> {
+fn slice(x: &[f32], stream: Stream) -> Aligned<f32> {
     let (block, per_word) = (block(stream), 32 / stream.bits());
     // In a word of nibbles with the first one high, step k shifts out column k ^ 1.
     let swap = usize::from(stream == Stream::High);
-    let mut out = vec![0f32; x.len().next_multiple_of(block)];
+    let mut out = Aligned::zeros(x.len().next_multiple_of(block));
     for (out, x) in out.chunks_exact_mut(block).zip(x.chunks(block)) {
         for (lane, x) in x.chunks(per_word).enumerate() {
             for (i, x) in x.iter().enumerate() {
@@ -78,20 +86,19 @@ fn slice(x: &[f32], stream: Stream) -> Vec<f32> {
     out
 }
 
-/// Grids of some rows, `[rows, groups]`.
-fn grids(w: &Matrix<'_>, first: usize, scales: &mut [f32], centers: &mut [f32]) {
-    let rows = scales.chunks_exact_mut(w.groups).zip(centers.chunks_exact_mut(w.groups));
-    for (row, (scales, centers)) in rows.enumerate() {
-        (w.grids)(first + row, scales, centers);
-    }
-}
-
-fn sliced_rows(kernel: fn(&SlicedF32<'_>, &mut [f32]), w: &Matrix<'_>, x: &[Vec<f32>], out: &mut Stretch<'_>) {
+fn sliced_rows(
+    kernels: &Kernels,
+    kernel: fn(&SlicedF32<'_>, &mut [f32]),
+    w: &Matrix<'_>,
+    x: &[Aligned<f32>],
+    out: &mut Stretch<'_>,
+) {
     let (mut scales, mut centers) = (vec![0f32; ROWS * w.groups], vec![0f32; ROWS * w.groups]);
     for start in (0..out.len).step_by(ROWS) {
         let (first, rows) = (out.first + start, ROWS.min(out.len - start));
         let (scales, centers) = (&mut scales[..rows * w.groups], &mut centers[..rows * w.groups]);
-        grids(w, first, scales, centers);
+        w.grids.scales(kernels, w.groups, first, scales);
+        w.grids.centers(w.groups, first, centers);
         for (token, x) in x.iter().enumerate() {
             let job = SlicedF32 {
                 codes: w.rows_of(first, rows),
@@ -109,12 +116,13 @@ fn sliced_rows(kernel: fn(&SlicedF32<'_>, &mut [f32]), w: &Matrix<'_>, x: &[Vec<
     }
 }
 
-fn plain_rows(kernels: &Kernels, w: &Matrix<'_>, x: &[Vec<f32>], out: &mut Stretch<'_>) {
+fn plain_rows(kernels: &Kernels, w: &Matrix<'_>, x: &[Aligned<f32>], out: &mut Stretch<'_>) {
     let (mut scales, mut centers) = (vec![0f32; w.groups], vec![0f32; w.groups]);
     let mut codes = vec![0u8; w.cols];
     for start in 0..out.len {
         let row = out.first + start;
-        (w.grids)(row, &mut scales, &mut centers);
+        w.grids.scales(kernels, w.groups, row, &mut scales);
+        w.grids.centers(w.groups, row, &mut centers);
         let codes = match w.stream {
             Stream::Low(8) => &w.row(row)[..w.cols],
             _ => {
@@ -123,8 +131,7 @@ fn plain_rows(kernels: &Kernels, w: &Matrix<'_>, x: &[Vec<f32>], out: &mut Stret
             }
         };
         for (token, x) in x.iter().enumerate() {
-            let job =
-                RowF32 { codes, levels: w.levels, span: w.span, scales: &scales, centers: &centers, x };
+            let job = RowF32 { codes, levels: w.levels, span: w.span, scales: &scales, centers: &centers, x };
             out.of(token)[start] = (kernels.row_f32)(&job);
         }
     }
@@ -134,9 +141,10 @@ fn by_panels(kernels: &Kernels, w: &Matrix<'_>, x: &[f32], tokens: usize) -> Vec
     let tiles = tiles(tokens, kernels.tokens_f32);
     let a = pack(x, w.cols, &tiles);
     let groups: Vec<u32> = (0..w.cols).map(|column| w.group(column) as u32).collect();
+    let together = depth_and_panels(tiles.len()).1 * kernels.lanes;
     sheet::fill(tokens, w.rows, kernels.lanes, w.cols * tokens, |out| {
-        for start in (0..out.len).step_by(PANELS * kernels.lanes) {
-            let rows = (PANELS * kernels.lanes).min(out.len - start);
+        for start in (0..out.len).step_by(together) {
+            let rows = together.min(out.len - start);
             let c = panels(kernels, w, (&a, &tiles), &groups, out.first + start, rows);
             for (p, c) in c.chunks_exact(tokens * kernels.lanes).enumerate() {
                 let at = start + p * kernels.lanes;
@@ -150,9 +158,9 @@ fn by_panels(kernels: &Kernels, w: &Matrix<'_>, x: &[f32], tokens: usize) -> Vec
 }
 
 /// Activations as `[cols, tokens of the tile]`, tile after tile.
-fn pack(x: &[f32], cols: usize, tiles: &[usize]) -> Vec<f32> {
-    let mut a = vec![0f32; x.len()];
-    let (mut rest_a, mut rest_x) = (a.as_mut_slice(), x);
+fn pack(x: &[f32], cols: usize, tiles: &[usize]) -> Aligned<f32> {
+    let mut a = Aligned::zeros(x.len());
+    let (mut rest_a, mut rest_x) = (&mut a[..], x);
     let mut jobs = Vec::with_capacity(tiles.len());
     for &tile in tiles {
         let (a, more_a) = std::mem::take(&mut rest_a).split_at_mut(tile * cols);
@@ -178,7 +186,7 @@ fn pack(x: &[f32], cols: usize, tiles: &[usize]) -> Vec<f32> {
     a
 }
 
-/// Up to [`PANELS`] panels times all tokens: `[panels, tokens, lanes]`.
+/// Some panels times all tokens: `[panels, tokens, lanes]`.
 fn panels(
     kernels: &Kernels,
     w: &Matrix<'_>,
@@ -186,21 +194,28 @@ fn panels(
     groups: &[u32],
     first: usize,
     rows: usize,
-) -> Vec<f32> {
+) -> Aligned<f32> {
     let (lanes, tokens) = (kernels.lanes, tiles.iter().sum::<usize>());
-    let count = rows.div_ceil(lanes);
-    let mut c = vec![0f32; count * tokens * lanes];
-    let mut codes = vec![0u8; lanes * DEPTH.min(w.cols)];
-    let mut decoded = vec![0f32; count * lanes * DEPTH.min(w.cols)];
+    let (count, most) = (rows.div_ceil(lanes), depth_and_panels(tiles.len()).0.min(w.cols));
+    let mut c = Aligned::zeros(count * tokens * lanes);
+    let mut codes = Aligned::zeros(lanes * most);
+    let mut decoded = Aligned::zeros(count * lanes * most);
     let starts = (0..count).map(|p| p * lanes);
-    let grids: Vec<_> = starts.map(|at| w.panel_grids(first + at, lanes.min(rows - at), lanes)).collect();
-    for column in (0..w.cols).step_by(DEPTH) {
-        let depth = DEPTH.min(w.cols - column);
+    let grids: Vec<_> =
+        starts.map(|at| w.panel_grids(kernels, first + at, lanes.min(rows - at), lanes)).collect();
+    for column in (0..w.cols).step_by(most) {
+        let depth = most.min(w.cols - column);
         for (p, (scales, centers)) in grids.iter().enumerate() {
             let codes = &mut codes[..lanes * depth];
             codes.fill(0);
             for (lane, codes) in codes.chunks_exact_mut(depth).take(rows - p * lanes).enumerate() {
-                w.unpack(kernels, first + p * lanes + lane, column, codes);
+                let row = first + p * lanes + lane;
+                w.unpack(kernels, row, column, codes);
+                if column + depth < w.cols {
+                    w.prefetch(kernels, row, column + depth, most);
+                } else {
+                    w.prefetch(kernels, row + count * lanes, 0, most);
+                }
             }
             let groups = &groups[column..column + depth];
             let job = PanelF32 { codes, depth, levels: w.levels, groups, scales, centers };
@@ -218,4 +233,3 @@ fn panels(
     }
     c
 }
-

@@ -13,8 +13,9 @@
 use rayon::prelude::*;
 
 use super::{
-    Kernels, NibblesI8, RowI8, Stream, TileI8,
-    matrix::{Matrix, tiles},
+    Kernels, NibblesI8, PanelNibbles, RowI8, Stream, TileI8,
+    aligned::Aligned,
+    matrix::{Matrix, across, tiles},
     sheet::{self, Stretch},
 };
 
@@ -44,12 +45,12 @@ pub(crate) struct Token {
     /// Σ a of each group.
     pub(crate) sums: Vec<i32>,
     /// `[groups, stride]`; zeros beyond each group.
-    pub(crate) bytes: Vec<i8>,
+    pub(crate) bytes: Aligned<i8>,
     pub(crate) stride: usize,
     /// For [`NibblesI8`]: of each 128 columns the even ones, then the odd ones; zeros beyond the last.
-    pub(crate) halves: Vec<i8>,
+    pub(crate) halves: Aligned<i8>,
     /// For [`NibblesI8`]: −Σ a of each 8 columns.
-    pub(crate) negative_sums: Vec<i32>,
+    pub(crate) negative_sums: Aligned<i32>,
 }
 
 /// How columns fall into integer sums.
@@ -60,10 +61,14 @@ struct Segments {
     count: usize,
     /// Columns per group of the weight; a multiple of `span`, or beyond all columns.
     group: usize,
+    /// Columns that a segment takes in a panel.
+    padded: usize,
+    /// True where panels are made of packed nibbles, so that even columns come before odd ones.
+    halves: bool,
 }
 
 impl Segments {
-    fn of(w: &Matrix<'_>) -> Self {
+    fn of(kernels: &Kernels, w: &Matrix<'_>) -> Self {
         let span = if w.span <= LONGEST {
             w.span
         } else if w.groups == 1 {
@@ -71,18 +76,29 @@ impl Segments {
         } else {
             LONGEST.min(1 << w.span.trailing_zeros())
         };
-        Self { span, count: w.cols.div_ceil(span), group: w.span }
+        let (count, longest) = (w.cols.div_ceil(span), span.min(w.cols));
+        let halves = kernels.panel_nibbles.is_some()
+            && w.stream == Stream::Low(4)
+            && (span.is_multiple_of(8) || count == 1);
+        let padded = longest.next_multiple_of(if halves { 8 } else { 4 });
+        Self { span, count, group: w.span, padded, halves }
     }
 
-    /// Scales and centers of some rows, `[rows, segments]`.
-    fn grids(self, w: &Matrix<'_>, first: usize, scales: &mut [f32], centers: &mut [i32]) {
-        let (mut scale, mut center) = (vec![0f32; w.groups], vec![0f32; w.groups]);
+    /// Scales and centers of rows from `first` on, `[rows, segments]`.
+    fn grids(self, kernels: &Kernels, w: &Matrix<'_>, first: usize, scales: &mut [f32], centers: &mut [i32]) {
+        if self.count == w.groups {
+            w.grids.scales(kernels, w.groups, first, scales);
+            w.grids.centers(w.groups, first, centers);
+            return;
+        }
+        let (mut scale, mut center) = (vec![0f32; w.groups], vec![0i32; w.groups]);
         let rows = scales.chunks_exact_mut(self.count).zip(centers.chunks_exact_mut(self.count));
         for (row, (scales, centers)) in rows.enumerate() {
-            (w.grids)(first + row, &mut scale, &mut center);
+            w.grids.scales(kernels, w.groups, first + row, &mut scale);
+            w.grids.centers(w.groups, first + row, &mut center);
             for (s, (scale_out, center_out)) in scales.iter_mut().zip(centers).enumerate() {
                 let g = (s * self.span / self.group).min(w.groups - 1);
-                (*scale_out, *center_out) = (scale[g], center[g] as i32);
+                (*scale_out, *center_out) = (scale[g], center[g]);
             }
         }
     }
@@ -95,7 +111,7 @@ pub(crate) fn product(kernels: &Kernels, w: &Matrix<'_>, x: &[f32], tokens: usiz
     if w.cols == 0 || tokens == 0 {
         return vec![0.0; w.rows * tokens];
     }
-    let segments = Segments::of(w);
+    let segments = Segments::of(kernels, w);
     if tokens > FEW {
         return by_panels(kernels, w, segments, x, tokens);
     }
@@ -103,7 +119,7 @@ pub(crate) fn product(kernels: &Kernels, w: &Matrix<'_>, x: &[f32], tokens: usiz
     let x: Vec<Token> =
         x.chunks_exact(w.cols).map(|x| Token::new(kernels, x, segments.span, nibbles.is_some())).collect();
     sheet::fill(tokens, w.rows, ROWS, w.cols * tokens / 2, |out| match nibbles {
-        Some(kernel) => nibble_rows(kernel, w, segments, &x, out),
+        Some(kernel) => nibble_rows(kernels, kernel, w, segments, &x, out),
         None => byte_rows(kernels, w, segments, &x, out),
     })
 }
@@ -122,10 +138,10 @@ impl Token {
         let mut token = Self {
             steps: Vec::with_capacity(groups),
             sums: Vec::with_capacity(groups),
-            bytes: vec![0; groups * stride],
+            bytes: Aligned::zeros(groups * stride),
             stride,
-            halves: Vec::new(),
-            negative_sums: Vec::new(),
+            halves: Aligned::zeros(0),
+            negative_sums: Aligned::zeros(0),
         };
         for (x, a) in x.chunks(span).zip(token.bytes.chunks_exact_mut(stride)) {
             token.steps.push((kernels.quantize)(x, &mut a[..x.len()]));
@@ -142,18 +158,21 @@ impl Token {
         for (dense, a) in dense[..cols].chunks_mut(span).zip(self.bytes.chunks_exact(self.stride)) {
             dense.copy_from_slice(&a[..dense.len()]);
         }
-        self.halves = vec![0; dense.len()];
+        self.halves = Aligned::zeros(dense.len());
         for (out, a) in self.halves.as_chunks_mut::<128>().0.iter_mut().zip(dense.as_chunks::<128>().0) {
             for (i, [even, odd]) in a.as_chunks::<2>().0.iter().enumerate() {
                 (out[i], out[64 + i]) = (*even, *odd);
             }
         }
-        let runs = dense.as_chunks::<8>().0.iter();
-        self.negative_sums = runs.map(|a| -a.iter().map(|&a| i32::from(a)).sum::<i32>()).collect();
+        self.negative_sums = Aligned::zeros(dense.len() / 8);
+        for (out, a) in self.negative_sums.iter_mut().zip(dense.as_chunks::<8>().0) {
+            *out = -a.iter().map(|&a| i32::from(a)).sum::<i32>();
+        }
     }
 }
 
 fn nibble_rows(
+    kernels: &Kernels,
     kernel: fn(&NibblesI8<'_>, &mut [f32]),
     w: &Matrix<'_>,
     segments: Segments,
@@ -163,9 +182,8 @@ fn nibble_rows(
     let (mut scales, mut centers) = (vec![0f32; ROWS * segments.count], vec![0i32; ROWS * segments.count]);
     for start in (0..out.len).step_by(ROWS) {
         let (first, rows) = (out.first + start, ROWS.min(out.len - start));
-        let (scales, centers) =
-            (&mut scales[..rows * segments.count], &mut centers[..rows * segments.count]);
-        segments.grids(w, first, scales, centers);
+        let (scales, centers) = (&mut scales[..rows * segments.count], &mut centers[..rows * segments.count]);
+        segments.grids(kernels, w, first, scales, centers);
         for (t, token) in x.iter().enumerate() {
             let codes = w.rows_of(first, rows);
             let (row_bytes, cols, span) = (w.row_bytes, w.cols, segments.span);
@@ -180,7 +198,7 @@ fn byte_rows(kernels: &Kernels, w: &Matrix<'_>, segments: Segments, x: &[Token],
     let mut codes = vec![0u8; w.cols];
     for start in 0..out.len {
         let row = out.first + start;
-        segments.grids(w, row, &mut scales, &mut centers);
+        segments.grids(kernels, w, row, &mut scales, &mut centers);
         let codes = match w.stream {
             Stream::Low(8) => &w.row(row)[..w.cols],
             _ => {
@@ -199,7 +217,7 @@ fn byte_rows(kernels: &Kernels, w: &Matrix<'_>, segments: Segments, x: &[Token],
 struct Tile {
     tokens: usize,
     /// `[segments · quads, tokens, 4]`.
-    a: Vec<i8>,
+    a: Aligned<i8>,
     /// `[segments, tokens]`.
     steps: Vec<f32>,
     /// `[segments, tokens]`.
@@ -209,10 +227,10 @@ struct Tile {
 impl Tile {
     fn new(kernels: &Kernels, x: &[f32], cols: usize, segments: Segments) -> Self {
         let tokens = x.len() / cols;
-        let quads = segments.quads(cols);
+        let quads = segments.padded / 4;
         let mut tile = Self {
             tokens,
-            a: vec![0; segments.count * quads * tokens * 4],
+            a: Aligned::zeros(segments.count * quads * tokens * 4),
             steps: vec![0.0; segments.count * tokens],
             sums: vec![0; segments.count * tokens],
         };
@@ -223,19 +241,19 @@ impl Tile {
                 tile.steps[s * tokens + t] = (kernels.quantize)(x, &mut bytes[..x.len()]);
                 tile.sums[s * tokens + t] = bytes.iter().map(|&a| i32::from(a)).sum();
                 let out = tile.a[s * quads * tokens * 4..].as_chunks_mut::<4>().0;
+                if segments.halves {
+                    for (q, [a, b, c, d, e, f, g, h]) in bytes.as_chunks::<8>().0.iter().enumerate() {
+                        out[2 * q * tokens + t] = [*a, *c, *e, *g];
+                        out[(2 * q + 1) * tokens + t] = [*b, *d, *f, *h];
+                    }
+                    continue;
+                }
                 for (q, quad) in bytes.as_chunks::<4>().0.iter().enumerate() {
                     out[q * tokens + t] = *quad;
                 }
             }
         }
         tile
-    }
-}
-
-impl Segments {
-    /// Runs of four columns in a segment; the last is padded.
-    fn quads(self, cols: usize) -> usize {
-        self.span.min(cols).div_ceil(4)
     }
 }
 
@@ -276,23 +294,33 @@ fn panels(
     tiles: &[Tile],
     first: usize,
     rows: usize,
-) -> Vec<f32> {
+) -> Aligned<f32> {
     let (lanes, tokens) = (kernels.lanes, tiles.iter().map(|t| t.tokens).sum::<usize>());
-    let (count, quads) = (rows.div_ceil(lanes), segments.quads(w.cols));
-    let mut c = vec![0f32; count * tokens * lanes];
+    let (count, quads) = (rows.div_ceil(lanes), segments.padded / 4);
+    let mut c = Aligned::zeros(count * tokens * lanes);
     let together = (DEPTH / (quads * 4)).clamp(1, segments.count);
-    let mut panel = vec![0u8; count * lanes * together * quads * 4];
+    let mut panel = Aligned::zeros(count * lanes * together * quads * 4);
     let starts = (0..count).map(|p| p * lanes);
     let grids: Vec<_> =
-        starts.map(|at| segments.panel_grids(w, first + at, lanes.min(rows - at), lanes)).collect();
-    let mut loader = Loader { kernels, w, segments, codes: vec![0; lanes * together * quads * 4], row: vec![] };
+        starts.map(|at| segments.panel_grids(kernels, w, first + at, lanes.min(rows - at))).collect();
+    let mut loader =
+        Loader { kernels, w, segments, codes: Aligned::zeros(lanes * together * quads * 4), row: vec![] };
     for s in (0..segments.count).step_by(together) {
         let run = together.min(segments.count - s);
         let depth = run * quads * 4;
         for p in 0..count {
             let present = lanes.min(rows - p * lanes);
             let out = &mut panel[p * lanes * depth..(p + 1) * lanes * depth];
-            loader.load(first + p * lanes, present, (s, run), out);
+            let rows = first + p * lanes;
+            loader.load(rows, present, (s, run), out);
+            let (ahead, column) = if s + run < segments.count {
+                (rows, (s + run) * segments.span)
+            } else {
+                (rows + count * lanes, 0)
+            };
+            for row in ahead..(ahead + present).min(w.rows) {
+                w.prefetch(kernels, row, column, together * segments.span);
+            }
         }
         let mut token = 0;
         for tile in tiles {
@@ -318,17 +346,16 @@ fn panels(
 
 impl Segments {
     /// Scales and centers of a panel, `[segments, lanes]`; zeros beyond the last row.
-    fn panel_grids(self, w: &Matrix<'_>, first: usize, count: usize, lanes: usize) -> (Vec<f32>, Vec<i32>) {
-        let (mut scale, mut center) = (vec![0f32; self.count * count], vec![0i32; self.count * count]);
-        self.grids(w, first, &mut scale, &mut center);
-        let (mut scales, mut centers) = (vec![0f32; self.count * lanes], vec![0i32; self.count * lanes]);
-        for s in 0..self.count {
-            for lane in 0..count {
-                scales[s * lanes + lane] = scale[lane * self.count + s];
-                centers[s * lanes + lane] = center[lane * self.count + s];
-            }
-        }
-        (scales, centers)
+    fn panel_grids(
+        self,
+        kernels: &Kernels,
+        w: &Matrix<'_>,
+        first: usize,
+        count: usize,
+    ) -> (Aligned<f32>, Aligned<i32>) {
+        let (mut scales, mut centers) = (vec![0f32; self.count * count], vec![0i32; self.count * count]);
+        self.grids(kernels, w, first, &mut scales, &mut centers);
+        (across(&scales, self.count, kernels.lanes), across(&centers, self.count, kernels.lanes))
     }
 }
 
@@ -338,7 +365,7 @@ struct Loader<'a, 'm> {
     w: &'a Matrix<'m>,
     segments: Segments,
     /// `[lanes, depth]`.
-    codes: Vec<u8>,
+    codes: Aligned<u8>,
     /// One whole row, where segments are not whole bytes.
     row: Vec<u8>,
 }
@@ -346,9 +373,15 @@ struct Loader<'a, 'm> {
 impl Loader<'_, '_> {
     /// Segments `s .. s + run` of `present` rows, as the tiles want them.
     fn load(&mut self, first: usize, present: usize, (s, run): (usize, usize), out: &mut [u8]) {
-        let padded = self.segments.quads(self.w.cols) * 4;
+        let padded = self.segments.padded;
         let depth = run * padded;
         let span = self.segments.span;
+        if let Some(kernel) = self.kernels.panel_nibbles.filter(|_| self.segments.halves) {
+            let codes = self.w.rows_of(first, present);
+            let (row_bytes, start) = (self.w.row_bytes, s * span);
+            kernel(&PanelNibbles { codes, row_bytes, rows: present, start, depth }, out);
+            return;
+        }
         let codes = &mut self.codes[..self.kernels.lanes * depth];
         codes[present * depth..].fill(0);
         for (lane, codes) in codes.chunks_exact_mut(depth).take(present).enumerate() {

@@ -6,10 +6,65 @@
 //!
 //! Neighbours: [`super::exact`] and [`super::int8`] multiply by it; `PackedInt` and `PackedNf4` make it.
 
-use super::{Kernels, Levels, Stream};
+use half::{bf16, f16};
 
-/// Scales and centers of a row: `fill(row, scales, centers)` writes one of each per group.
-pub(crate) type Grids<'a> = &'a (dyn Fn(usize, &mut [f32], &mut [f32]) + Sync);
+use super::{
+    Kernels, Levels, Stream,
+    aligned::{Aligned, Number},
+};
+
+/// Scales as they are stored.
+#[derive(Clone, Copy)]
+pub(crate) enum ScaleSource<'a> {
+    F16(&'a [f16]),
+    BF16(&'a [bf16]),
+    F32(&'a [f32]),
+    /// Computed: `fill(row, scales)` writes those of one row.
+    Each(&'a (dyn Fn(usize, &mut [f32]) + Sync)),
+}
+
+/// Scales and centers of all groups.
+#[derive(Clone, Copy)]
+pub(crate) struct Grids<'a> {
+    /// `[rows, groups]`, or one for all.
+    pub(crate) scales: ScaleSource<'a>,
+    /// True where all rows share one scale and center.
+    pub(crate) shared: bool,
+    /// The code of zero where the zero point is 0.
+    pub(crate) offset: i16,
+    /// Zero points beside the scales.
+    pub(crate) zeros: Option<&'a [i8]>,
+}
+
+impl Grids<'_> {
+    /// Scales of rows from `first` on, `groups` each.
+    pub(crate) fn scales(&self, kernels: &Kernels, groups: usize, first: usize, out: &mut [f32]) {
+        let start = if self.shared { 0 } else { first * groups };
+        let (copied, repeated) =
+            out.split_at_mut(if self.shared { groups.min(out.len()) } else { out.len() });
+        let range = start..start + copied.len();
+        match self.scales {
+            ScaleSource::F16(s) => (kernels.widen)(&s[range], copied),
+            ScaleSource::BF16(s) => copied.iter_mut().zip(&s[range]).for_each(|(out, s)| *out = s.to_f32()),
+            ScaleSource::F32(s) => copied.copy_from_slice(&s[range]),
+            ScaleSource::Each(fill) => {
+                copied.chunks_exact_mut(groups).enumerate().for_each(|(row, out)| fill(first + row, out));
+            }
+        }
+        repeated.fill(copied.first().copied().unwrap_or(0.0));
+    }
+
+    /// Centers of rows from `first` on, `groups` each.
+    pub(crate) fn centers<T: From<i16> + Copy>(&self, groups: usize, first: usize, out: &mut [T]) {
+        let Some(zeros) = self.zeros else { return out.fill(T::from(self.offset)) };
+        if self.shared {
+            return out.fill(T::from(self.offset + zeros.first().map_or(0, |z| i16::from(*z))));
+        }
+        for (out, zero) in out.iter_mut().zip(&zeros[first * groups..]) {
+            *out = T::from(self.offset + i16::from(*zero));
+        }
+    }
+}
 
 /// A matrix of packed codes.
 #[derive(Clone, Copy)]
@@ -46,29 +101,41 @@ impl Matrix<'_> {
         (kernels.unpack)(self.row(row).get(start..).unwrap_or_default(), self.stream, out);
     }
 
+    /// Asks for the bytes of columns that will be unpacked soon: rows lie too far apart for the hardware to guess.
+    pub(crate) fn prefetch(&self, kernels: &Kernels, row: usize, column: usize, count: usize) {
+        let bits = self.stream.bits();
+        let bytes = self.row(row);
+        let end = ((column + count) * bits / 8).min(bytes.len());
+        if let Some(bytes) = bytes.get(column * bits / 8..end) {
+            (kernels.prefetch)(bytes);
+        }
+    }
+
     /// The group of a column.
     pub(crate) fn group(&self, column: usize) -> usize {
         self.column_groups.map_or(column / self.span, |groups| groups[column] as usize)
     }
 
     /// Scales and centers of rows `first .. first + count`, `[groups, lanes]`; zeros beyond the last row.
-    pub(crate) fn panel_grids(&self, first: usize, count: usize, lanes: usize) -> (Vec<f32>, Vec<f32>) {
-        let (mut scales, mut centers) = (vec![0f32; self.groups * lanes], vec![0f32; self.groups * lanes]);
-        let (mut scale, mut center) = (vec![0f32; self.groups], vec![0f32; self.groups]);
-        for lane in 0..count {
-            (self.grids)(first + lane, &mut scale, &mut center);
-            for g in 0..self.groups {
-                (scales[g * lanes + lane], centers[g * lanes + lane]) = (scale[g], center[g]);
-            }
-        }
-        (scales, centers)
+    pub(crate) fn panel_grids(
+        &self,
+        kernels: &Kernels,
+        first: usize,
+        count: usize,
+        lanes: usize,
+    ) -> (Aligned<f32>, Aligned<f32>) {
+        let (mut scale, mut center) = (vec![0f32; self.groups * count], vec![0f32; self.groups * count]);
+        self.grids.scales(kernels, self.groups, first, &mut scale);
+        self.grids.centers(self.groups, first, &mut center);
+        (across(&scale, self.groups, lanes), across(&center, self.groups, lanes))
     }
 
     /// Writes one decoded row.
     pub(crate) fn decode_row(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
         let mut codes = vec![0u8; self.cols];
         let (mut scales, mut centers) = (vec![0f32; self.groups], vec![0f32; self.groups]);
-        (self.grids)(row, &mut scales, &mut centers);
+        self.grids.scales(kernels, self.groups, row, &mut scales);
+        self.grids.centers(self.groups, row, &mut centers);
         self.unpack(kernels, row, 0, &mut codes);
         if let Some(groups) = self.column_groups {
             for ((out, code), &g) in out.iter_mut().zip(codes).zip(groups) {
@@ -83,6 +150,17 @@ impl Matrix<'_> {
             }
         }
     }
+}
+
+/// Turns `[rows, groups]` into `[groups, lanes]`; zeros beyond the last row.
+pub(crate) fn across<T: Number>(values: &[T], groups: usize, lanes: usize) -> Aligned<T> {
+    let mut out = Aligned::zeros(groups * lanes);
+    for (lane, row) in values.chunks_exact(groups).enumerate() {
+        for (g, value) in row.iter().enumerate() {
+            out[g * lanes + lane] = *value;
+        }
+    }
+    out
 }
 
 /// Tokens per tile: as few tiles as `most` allows, of nearly the same size; they add up to `tokens`.

@@ -4,6 +4,8 @@
 //!
 //! Neighbours: [`super::conform`] compares the other tables with this one.
 
+use half::f16;
+
 use super::{Isa, Kernels, Levels, PanelF32, RowF32, RowI8, Stream, TileI8};
 use crate::{pack, scheme::Bits};
 
@@ -15,7 +17,9 @@ pub(crate) static TABLE: Kernels = Kernels {
     lanes: LANES,
     tokens_f32: 4,
     tokens_i8: 4,
+    prefetch: |_| {},
     unpack,
+    widen,
     decode,
     lookup,
     row_f32,
@@ -26,6 +30,7 @@ pub(crate) static TABLE: Kernels = Kernels {
     row_i8,
     nibbles_i8: None,
     panel_i8,
+    panel_nibbles: None,
     tile_i8,
 };
 
@@ -49,6 +54,10 @@ pub(super) fn unpack(row: &[u8], stream: Stream, out: &mut [u8]) {
         }
         Stream::Signed => present.iter_mut().zip(row).for_each(|(out, byte)| *out = byte ^ 0x80),
     }
+}
+
+fn widen(halves: &[f16], out: &mut [f32]) {
+    out.iter_mut().zip(halves).for_each(|(out, half)| *out = half.to_f32());
 }
 
 /// See [`Kernels::decode`].
@@ -136,7 +145,8 @@ pub(super) fn quantize(x: &[f32], out: &mut [i8]) -> f32 {
 fn row_i8(job: &RowI8<'_>) -> f32 {
     let mut total = 0f32;
     let token = job.token;
-    for (g, (codes, a)) in job.codes.chunks(job.span).zip(token.bytes.chunks_exact(token.stride)).enumerate() {
+    for (g, (codes, a)) in job.codes.chunks(job.span).zip(token.bytes.chunks_exact(token.stride)).enumerate()
+    {
         let dot: i32 = codes.iter().zip(a).map(|(&code, &a)| i32::from(code) * i32::from(a)).sum();
         let sum = dot - job.centers[g] * token.sums[g];
         total += sum as f32 * (job.scales[g] * token.steps[g]);
@@ -164,7 +174,9 @@ fn tile_i8(job: &TileI8<'_>, c: &mut [f32]) {
     for (g, (a, panel)) in groups.enumerate() {
         for t in 0..tokens {
             let mut sums = [0i32; LANES];
-            for (a, panel) in a.as_chunks::<4>().0.iter().skip(t).step_by(tokens).zip(panel.chunks_exact(LANES * 4)) {
+            for (a, panel) in
+                a.as_chunks::<4>().0.iter().skip(t).step_by(tokens).zip(panel.chunks_exact(LANES * 4))
+            {
                 for (sum, w) in sums.iter_mut().zip(panel.as_chunks::<4>().0) {
                     *sum += w.iter().zip(a).map(|(&w, &a)| i32::from(w) * i32::from(a)).sum::<i32>();
                 }

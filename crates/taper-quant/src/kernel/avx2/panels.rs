@@ -127,9 +127,8 @@ fn dots<const T: usize>(a: &[i8], panel: &[u8]) -> [[__m256i; 2]; T] {
     let mut dots = [[_mm256_setzero_si256(); 2]; T];
     for (a, w) in a.as_chunks::<4>().0.as_chunks::<T>().0.iter().zip(panel.as_chunks::<{ LANES * 4 }>().0) {
         // SAFETY: the array has 64 bytes.
-        let w = unsafe {
-            [_mm256_loadu_si256(w.as_ptr().cast()), _mm256_loadu_si256(w[32..].as_ptr().cast())]
-        };
+        let w =
+            unsafe { [_mm256_loadu_si256(w.as_ptr().cast()), _mm256_loadu_si256(w[32..].as_ptr().cast())] };
         let w_even = [_mm256_and_si256(w[0], even), _mm256_and_si256(w[1], even)];
         let w_odd = [_mm256_srli_epi16::<8>(w[0]), _mm256_srli_epi16::<8>(w[1])];
         for t in 0..T {

@@ -103,7 +103,8 @@ fn row_by<const TABLE: bool>(job: &RowF32<'_>, table: Table) -> f32 {
         let (codes32, codes_rest) = codes.as_chunks::<32>();
         let (x32, x_rest) = x.as_chunks::<32>();
         for (codes, x) in codes32.iter().zip(x32) {
-            for ((codes, x), sum) in codes.as_chunks::<8>().0.iter().zip(x.as_chunks::<8>().0).zip(&mut sums) {
+            for ((codes, x), sum) in codes.as_chunks::<8>().0.iter().zip(x.as_chunks::<8>().0).zip(&mut sums)
+            {
                 *sum = _mm256_fmadd_ps(levels::<TABLE>(codes, center, table), load8(x), *sum);
             }
         }
@@ -121,7 +122,8 @@ fn row_by<const TABLE: bool>(job: &RowF32<'_>, table: Table) -> f32 {
 pub(super) fn row_i8(job: &RowI8<'_>) -> f32 {
     let token = job.token;
     let mut sum_of_groups = _mm256_setzero_ps();
-    for (g, (codes, a)) in job.codes.chunks(job.span).zip(token.bytes.chunks_exact(token.stride)).enumerate() {
+    for (g, (codes, a)) in job.codes.chunks(job.span).zip(token.bytes.chunks_exact(token.stride)).enumerate()
+    {
         // What the center takes away starts off the first lane.
         let start = -job.centers[g] * token.sums[g];
         let mut sum = _mm256_setr_epi32(start, 0, 0, 0, 0, 0, 0, 0);
@@ -129,9 +131,8 @@ pub(super) fn row_i8(job: &RowI8<'_>) -> f32 {
         for (codes, a) in codes.chunks(16).zip(a.as_chunks::<16>().0) {
             let codes = padded::<u8, 16>(codes);
             // SAFETY: both arrays have 16 bytes.
-            let (codes, a) = unsafe {
-                (_mm_loadu_si128(codes.as_ptr().cast()), _mm_loadu_si128(a.as_ptr().cast()))
-            };
+            let (codes, a) =
+                unsafe { (_mm_loadu_si128(codes.as_ptr().cast()), _mm_loadu_si128(a.as_ptr().cast())) };
             let dot = _mm256_madd_epi16(_mm256_cvtepu8_epi16(codes), _mm256_cvtepi8_epi16(a));
             sum = _mm256_add_epi32(sum, dot);
         }
@@ -219,9 +220,7 @@ fn halves(halves: &[i8], h: usize) -> (__m256i, __m256i) {
     let at = h % 2 * 32;
     let (even, odd) = (&block[at..at + 32], &block[64 + at..96 + at]);
     // SAFETY: both slices have 32 bytes.
-    unsafe {
-        (_mm256_loadu_si256(even.as_ptr().cast()), _mm256_loadu_si256(odd.as_ptr().cast()))
-    }
+    unsafe { (_mm256_loadu_si256(even.as_ptr().cast()), _mm256_loadu_si256(odd.as_ptr().cast())) }
 }
 
 /// Σ code · a of each 32-bit word; a pair of products is at most 2 · 15 · 127, and two pairs add up in 16 bits.

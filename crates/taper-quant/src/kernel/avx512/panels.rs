@@ -7,15 +7,16 @@
 //! Neighbours: [`super::rows`] for one token.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_permutexvar_ps, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_srli_epi32, _mm512_storeu_ps,
-    _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512, __m512i, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_permutexvar_ps,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4,
+    _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi32,
+    _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
 };
 
 use super::{load_bytes, rows::load16};
-use crate::kernel::{Levels, PanelF32, TileI8};
+use crate::kernel::{Levels, PanelF32, PanelNibbles, TileI8};
 
 /// Rows of a panel: two vectors of f32.
 pub(super) const LANES: usize = 32;
@@ -65,36 +66,52 @@ fn words(codes: &[u8], depth: usize, row: usize, column: usize) -> [__m512i; 16]
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 pub(super) fn panel_f32(job: &PanelF32<'_>, out: &mut [f32]) {
+    match job.levels {
+        Levels::Integers => panel_f32_by::<false>(job, load16(&[0.0; 16]), out),
+        Levels::Table(table) => panel_f32_by::<true>(job, load16(table), out),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn panel_f32_by<const TABLE: bool>(job: &PanelF32<'_>, table: __m512, out: &mut [f32]) {
     let byte = _mm512_set1_epi32(255);
     for half in [0, 16] {
+        // Groups change rarely: their scales stay in registers.
+        let (mut group, mut scale, mut center) = (u32::MAX, table, table);
         for column in (0..job.depth).step_by(64) {
             let words = words(job.codes, job.depth, half, column);
-            let columns = out[column * LANES..].as_chunks_mut::<LANES>().0.iter_mut().zip(&job.groups[column..]);
-            for (k, (out, &g)) in columns.take(64).enumerate() {
-                let start = g as usize * LANES + half;
-                let (scales, centers) = (&job.scales[start..start + 16], &job.centers[start..start + 16]);
-                // SAFETY: the slices have 16 values.
-                let (scale, center) =
-                    unsafe { (_mm512_loadu_ps(scales.as_ptr()), _mm512_loadu_ps(centers.as_ptr())) };
-                let word = words[k / 4];
-                let code = match k % 4 {
-                    0 => word,
-                    1 => _mm512_srli_epi32::<8>(word),
-                    2 => _mm512_srli_epi32::<16>(word),
-                    _ => _mm512_srli_epi32::<24>(word),
-                };
-                let level = match job.levels {
-                    Levels::Integers => {
-                        _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_and_si512(code, byte)), center)
+            let quads = out[column * LANES..].chunks_mut(4 * LANES).zip(job.groups[column..].chunks(4));
+            for (word, (out, groups)) in words.iter().zip(quads) {
+                let mut word = *word;
+                for (out, &g) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(groups) {
+                    if g != group {
+                        let start = g as usize * LANES + half;
+                        (scale, center) = (load_half(&job.scales[start..]), load_half(&job.centers[start..]));
+                        group = g;
                     }
-                    Levels::Table(table) => _mm512_permutexvar_ps(code, load16(table)),
-                };
-                let out = &mut out[half..half + 16];
-                // SAFETY: the slice has 16 values.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(level, scale)) };
+                    let level = if TABLE {
+                        _mm512_permutexvar_ps(word, table)
+                    } else {
+                        _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_and_si512(word, byte)), center)
+                    };
+                    let value = _mm512_mul_ps(level, scale);
+                    // SAFETY: the array has 32 values, of which this is one half.
+                    unsafe { _mm512_storeu_ps(out[half..].as_mut_ptr(), value) };
+                    word = _mm512_srli_epi32::<8>(word);
+                }
             }
         }
     }
+}
+
+/// The first sixteen values of a slice that has as many.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_half(values: &[f32]) -> __m512 {
+    let values = &values[..16];
+    // SAFETY: the slice has 16 values.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
@@ -104,9 +121,39 @@ pub(super) fn panel_i8(codes: &[u8], depth: usize, out: &mut [u8]) {
             let words = words(codes, depth, half, column);
             let quads = out[column * LANES..].as_chunks_mut::<{ LANES * 4 }>().0;
             for (word, quad) in words.iter().zip(quads) {
-                let out = &mut quad[half * 4..half * 4 + 64];
-                // SAFETY: the slice has 64 bytes.
-                unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), *word) };
+                store_half(*word, quad, half);
+            }
+        }
+    }
+}
+
+/// Codes of sixteen rows, one half of a quad of columns.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_half(word: __m512i, quad: &mut [u8; LANES * 4], half: usize) {
+    let out = &mut quad[half * 4..half * 4 + 64];
+    // SAFETY: the slice has 64 bytes.
+    unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), word) };
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+pub(super) fn panel_nibbles(job: &PanelNibbles<'_>, out: &mut [u8]) {
+    let low = _mm512_set1_epi8(15);
+    for half in [0, 16] {
+        for column in (0..job.depth).step_by(128) {
+            let mut rows = [_mm512_setzero_si512(); 16];
+            let take = (job.depth - column).div_ceil(2).min(64);
+            for (lane, out) in rows.iter_mut().enumerate().take(job.rows.saturating_sub(half)) {
+                let row = &job.codes[(half + lane) * job.row_bytes..][..job.row_bytes];
+                let start = (job.start + column) / 2;
+                *out = load_bytes(row.get(start..row.len().min(start + take)).unwrap_or_default());
+            }
+            let quads = out[column * LANES..].as_chunks_mut::<{ LANES * 4 }>().0;
+            let (pairs, odd) = quads.as_chunks_mut::<2>();
+            debug_assert!(odd.is_empty(), "a panel of nibbles has whole words of eight columns");
+            for (word, [even, odd]) in transpose(rows).iter().zip(pairs) {
+                store_half(_mm512_and_si512(*word, low), even, half);
+                store_half(_mm512_and_si512(_mm512_srli_epi16::<4>(*word), low), odd, half);
             }
         }
     }
@@ -181,7 +228,8 @@ fn tile_i8_of<const T: usize>(job: &TileI8<'_>, c: &mut [f32]) {
         .zip(job.scales.as_chunks::<LANES>().0.iter().zip(job.centers.as_chunks::<LANES>().0));
     for (((a, panel), (steps, sums)), (scales, centers)) in groups {
         let mut dots = [[_mm512_setzero_si512(); 2]; T];
-        for (a, w) in a.as_chunks::<4>().0.as_chunks::<T>().0.iter().zip(panel.as_chunks::<{ LANES * 4 }>().0) {
+        for (a, w) in a.as_chunks::<4>().0.as_chunks::<T>().0.iter().zip(panel.as_chunks::<{ LANES * 4 }>().0)
+        {
             // SAFETY: the array has 128 bytes.
             let w = unsafe {
                 [_mm512_loadu_si512(w.as_ptr().cast()), _mm512_loadu_si512(w[64..].as_ptr().cast())]

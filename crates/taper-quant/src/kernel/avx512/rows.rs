@@ -6,11 +6,12 @@
 //! Neighbours: [`super::panels`] for many tokens.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm_loadu_si128, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_madd_epi16,
-    _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_epi32, _mm512_maskz_loadu_ps, _mm512_maskz_set1_epi32,
-    _mm512_mul_ps, _mm512_permutexvar_epi32, _mm512_permutexvar_ps, _mm512_reduce_add_ps, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_sub_ps,
+    __m512, __m512i, _mm_loadu_si128, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_cvtepi32_ps,
+    _mm512_cvtepu8_epi32, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_madd_epi16, _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_epi32, _mm512_maskz_loadu_ps,
+    _mm512_maskz_set1_epi32, _mm512_mul_ps, _mm512_permutexvar_epi32, _mm512_permutexvar_ps,
+    _mm512_reduce_add_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_sub_ps,
 };
 
 use super::{first16, first64, load_bytes};
@@ -118,6 +119,28 @@ fn sliced_by<const BITS: u32, const STEPS: usize>(job: &SlicedF32<'_>, out: &mut
     }
 }
 
+/// Sixty-four bytes from `block · 64` on, fewer at the end of a row of `used` bytes; zeros beyond.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load_block(row: &[u8], block: usize, used: usize) -> __m512i {
+    let left = used - block * 64;
+    // SAFETY: callers pass rows of at least `used` bytes, and blocks that begin within them.
+    unsafe {
+        let start = row.as_ptr().add(block * 64);
+        if left >= 64 {
+            _mm512_loadu_si512(start.cast())
+        } else {
+            _mm512_maskz_loadu_epi8(first64(left), start.cast())
+        }
+    }
+}
+
+/// `R` rows of `width` items each, from `row` on.
+#[inline(always)]
+fn rows_of<T, const R: usize>(items: &[T], width: usize, row: usize) -> [&[T]; R] {
+    std::array::from_fn(|r| &items[(row + r) * width..][..width])
+}
+
 /// `R` rows from `row` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -133,40 +156,58 @@ fn sliced<const BITS: u32, const STEPS: usize, const R: usize>(
         Levels::Table(table) => std::array::from_fn(|i| table[i & ((1 << BITS) - 1)]),
     };
     let table = load16(&table);
-    let rows: [&[u8]; R] =
-        std::array::from_fn(|r| &job.codes[(row + r) * job.row_bytes..][..job.row_bytes]);
-    let scales: [&[f32]; R] = std::array::from_fn(|r| &job.scales[(row + r) * groups..][..groups]);
-    let centers: [&[f32]; R] = std::array::from_fn(|r| &job.centers[(row + r) * groups..][..groups]);
+    let used = (job.cols * BITS as usize).div_ceil(8);
+    assert!(used <= job.row_bytes, "rows hold all columns");
+    let rows: [&[u8]; R] = rows_of(job.codes, job.row_bytes, row);
+    let scales: [&[f32]; R] = rows_of(job.scales, groups, row);
+    let centers: [&[f32]; R] = rows_of(job.centers, groups, row);
     let splat = groups == 1 || job.span.is_multiple_of(block);
-    let per_block = block / job.span.min(block);
+    let (blocks_per_group, per_block) = (job.span.div_ceil(block), block / job.span.min(block));
     let lanes: [i32; 16] = std::array::from_fn(|lane| (lane * STEPS / job.span.min(block)) as i32);
     let lanes = load_ints(&lanes);
     let mut sums = [_mm512_setzero_ps(); R];
-    for (b, x) in job.x.chunks_exact(block).enumerate() {
-        let used = ((job.cols - b * block).min(block) * BITS as usize).div_ceil(8);
+    let (mut g, mut left) = (0, blocks_per_group);
+    for (b, x) in
+        job.x.as_chunks::<16>().0.as_chunks::<STEPS>().0.iter().enumerate().take(job.cols.div_ceil(block))
+    {
+        let mut words = [_mm512_setzero_si512(); R];
         for r in 0..R {
-            let mut words = load_bytes(&rows[r][b * 64..][..used]);
-            let mut sum = sums[r];
-            if splat {
-                let g = (b * block / job.span).min(groups - 1);
-                // The group's table of decoded weights: they are then looked up as they are.
-                let decoded = _mm512_sub_ps(table, _mm512_set1_ps(centers[r][g]));
-                let decoded = _mm512_mul_ps(decoded, _mm512_set1_ps(scales[r][g]));
-                for x in x.as_chunks::<16>().0 {
-                    sum = _mm512_fmadd_ps(_mm512_permutexvar_ps(words, decoded), load16(x), sum);
-                    words = _mm512_srli_epi32::<BITS>(words);
-                }
-            } else {
-                let run = b * per_block..((b + 1) * per_block).min(groups);
-                let scale = _mm512_permutexvar_ps(lanes, load_floats(&scales[r][run.clone()]));
-                let center = _mm512_permutexvar_ps(lanes, load_floats(&centers[r][run]));
-                for x in x.as_chunks::<16>().0 {
-                    let w = _mm512_sub_ps(_mm512_permutexvar_ps(words, table), center);
-                    sum = _mm512_fmadd_ps(_mm512_mul_ps(w, scale), load16(x), sum);
-                    words = _mm512_srli_epi32::<BITS>(words);
+            words[r] = load_block(rows[r], b, used);
+        }
+        if splat {
+            // The group's table of decoded weights: they are then looked up as they are.
+            let mut decoded = [table; R];
+            for r in 0..R {
+                let level = _mm512_sub_ps(table, _mm512_set1_ps(centers[r][g]));
+                decoded[r] = _mm512_mul_ps(level, _mm512_set1_ps(scales[r][g]));
+            }
+            for x in x {
+                let x = load16(x);
+                for r in 0..R {
+                    sums[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(words[r], decoded[r]), x, sums[r]);
+                    words[r] = _mm512_srli_epi32::<BITS>(words[r]);
                 }
             }
-            sums[r] = sum;
+            left -= 1;
+            if left == 0 {
+                (g, left) = (g + 1, blocks_per_group);
+            }
+        } else {
+            let run = g..(g + per_block).min(groups);
+            let (mut scale, mut center) = ([table; R], [table; R]);
+            for r in 0..R {
+                scale[r] = _mm512_permutexvar_ps(lanes, load_floats(&scales[r][run.clone()]));
+                center[r] = _mm512_permutexvar_ps(lanes, load_floats(&centers[r][run.clone()]));
+            }
+            for x in x {
+                let x = load16(x);
+                for r in 0..R {
+                    let w = _mm512_sub_ps(_mm512_permutexvar_ps(words[r], table), center[r]);
+                    sums[r] = _mm512_fmadd_ps(_mm512_mul_ps(w, scale[r]), x, sums[r]);
+                    words[r] = _mm512_srli_epi32::<BITS>(words[r]);
+                }
+            }
+            g += per_block;
         }
     }
     totals(sums)
@@ -187,7 +228,8 @@ fn totals<const R: usize>(sums: [__m512; R]) -> [f32; R] {
 pub(super) fn row_i8(job: &RowI8<'_>) -> f32 {
     let token = job.token;
     let mut total = _mm512_setzero_ps();
-    for (g, (codes, a)) in job.codes.chunks(job.span).zip(token.bytes.chunks_exact(token.stride)).enumerate() {
+    for (g, (codes, a)) in job.codes.chunks(job.span).zip(token.bytes.chunks_exact(token.stride)).enumerate()
+    {
         // What the center takes away starts off the first lane.
         let mut sum = _mm512_maskz_set1_epi32(1, -job.centers[g] * token.sums[g]);
         let mut other = _mm512_set1_epi32(0);
@@ -232,19 +274,20 @@ pub(super) fn nibbles_i8(job: &NibblesI8<'_>, out: &mut [f32]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn nibbles<const R: usize>(job: &NibblesI8<'_>, groups: usize, row: usize) -> [f32; R] {
     let token = job.token;
-    let rows: [&[u8]; R] =
-        std::array::from_fn(|r| &job.codes[(row + r) * job.row_bytes..][..job.row_bytes]);
-    let scales: [&[f32]; R] = std::array::from_fn(|r| &job.scales[(row + r) * groups..][..groups]);
-    let centers: [&[i32]; R] = std::array::from_fn(|r| &job.centers[(row + r) * groups..][..groups]);
+    let used = job.cols.div_ceil(2);
+    assert!(used <= job.row_bytes, "rows hold all columns");
+    let rows: [&[u8]; R] = rows_of(job.codes, job.row_bytes, row);
+    let scales: [&[f32]; R] = rows_of(job.scales, groups, row);
+    let centers: [&[i32]; R] = rows_of(job.centers, groups, row);
     let splat = groups == 1 || job.span.is_multiple_of(128);
-    let per_block = 128 / job.span.min(128);
+    let (blocks_per_group, per_block) = (job.span.div_ceil(128), 128 / job.span.min(128));
     let lanes: [i32; 16] = std::array::from_fn(|lane| (lane * 8 / job.span.min(128)) as i32);
     let lanes = load_ints(&lanes);
     let low = _mm512_set1_epi8(15);
     let mut sums = [_mm512_setzero_ps(); R];
+    let (mut g, mut left) = (0, blocks_per_group);
     let blocks = token.halves.as_chunks::<128>().0.iter().zip(token.negative_sums.as_chunks::<16>().0);
-    for (b, (a, negative)) in blocks.enumerate() {
-        let used = (job.cols - b * 128).min(128).div_ceil(2);
+    for (b, (a, negative)) in blocks.enumerate().take(job.cols.div_ceil(128)) {
         // SAFETY: the arrays have 128 bytes and 16 integers.
         let (even, odd, negative) = unsafe {
             (
@@ -253,28 +296,33 @@ fn nibbles<const R: usize>(job: &NibblesI8<'_>, groups: usize, row: usize) -> [f
                 _mm512_loadu_si512(negative.as_ptr().cast()),
             )
         };
-        let g = if splat { (b * 128 / job.span).min(groups - 1) } else { b * per_block };
         let run = g..(g + per_block).min(groups);
-        let steps = if splat {
-            _mm512_set1_ps(token.steps[g])
-        } else {
-            _mm512_permutexvar_ps(lanes, load_floats(&token.steps[run.clone()]))
-        };
         for r in 0..R {
             let (scale, center) = if splat {
-                (_mm512_set1_ps(scales[r][g]), _mm512_set1_epi32(centers[r][g]))
+                (_mm512_set1_ps(scales[r][g] * token.steps[g]), _mm512_set1_epi32(centers[r][g]))
             } else {
-                let scale = load_floats(&scales[r][run.clone()]);
+                let scale = _mm512_mul_ps(
+                    load_floats(&scales[r][run.clone()]),
+                    load_floats(&token.steps[run.clone()]),
+                );
                 let center = load_ints(&centers[r][run.clone()]);
                 (_mm512_permutexvar_ps(lanes, scale), _mm512_permutexvar_epi32(lanes, center))
             };
-            let codes = load_bytes(&rows[r][b * 64..][..used]);
+            let codes = load_block(rows[r], b, used);
             // Sums of eight activations fit 16 bits, and so do centers: one multiply-add of pairs is their product.
             let sum = _mm512_madd_epi16(negative, center);
             let sum = _mm512_dpbusd_epi32(sum, _mm512_and_si512(codes, low), even);
             let high = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low);
             let sum = _mm512_dpbusd_epi32(sum, high, odd);
-            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale, steps), sums[r]);
+            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[r]);
+        }
+        if !splat {
+            g += per_block;
+            continue;
+        }
+        left -= 1;
+        if left == 0 {
+            (g, left) = (g + 1, blocks_per_group);
         }
     }
     totals(sums)

@@ -1,0 +1,66 @@
+//! Buffers that begin at a cache line.
+//!
+//! A 64-byte vector that crosses a line costs two accesses; what allocators return lies 16 bytes beyond a line as a rule.
+
+use std::{
+    marker::PhantomData,
+    ops::{Deref, DerefMut},
+};
+
+/// One cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Numbers for which any bytes are a value, zeros among them.
+///
+/// # Safety
+/// Only for types without padding and without invalid bit patterns, aligned to at most 64 bytes.
+pub(crate) unsafe trait Number: Copy {}
+
+// SAFETY: every bit pattern is a value.
+unsafe impl Number for f32 {}
+// SAFETY: every bit pattern is a value.
+unsafe impl Number for u8 {}
+// SAFETY: every bit pattern is a value.
+unsafe impl Number for i8 {}
+// SAFETY: every bit pattern is a value.
+unsafe impl Number for i32 {}
+
+/// A fixed number of numbers that begin at a cache line.
+#[derive(Clone)]
+pub(crate) struct Aligned<T> {
+    lines: Vec<Line>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Number> Aligned<T> {
+    /// Zeros.
+    pub(crate) fn zeros(len: usize) -> Self {
+        let lines = (len * size_of::<T>()).div_ceil(64);
+        Self { lines: vec![Line([0; 64]); lines], len, of: PhantomData }
+    }
+}
+
+impl<T: Number> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: the lines hold `len` numbers, initialised and aligned (see `Number`).
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Number> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Number + std::fmt::Debug> std::fmt::Debug for Aligned<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
