@@ -56,12 +56,14 @@ pub(super) fn svg(rows: &[Row]) -> String {
     }
     svg += &label(WIDTH / 2.0, HEIGHT - 16.0, "middle", "#222", "size of the file");
     svg += &label(left, MARGIN / 2.0 - 8.0, "middle", "#222", "perplexity");
-    for row in rows {
+    for (i, row) in rows.iter().enumerate() {
         let (cx, cy) = (x.at(row.file_bytes as f64), y.at(row.perplexity));
         svg += &format!("<circle cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"5\" fill=\"#c2571a\"/>\n");
         // To the left of points in the right half, so that names stay in the picture.
         let (tx, anchor) = if cx > WIDTH / 2.0 { (cx - 9.0, "end") } else { (cx + 9.0, "start") };
-        svg += &label(tx, cy - 6.0, anchor, "#222", &row.title);
+        // Above and below by turns, because neighbours in the table are often neighbours in the picture.
+        let ty = if i % 2 == 0 { cy - 6.0 } else { cy + 15.0 };
+        svg += &label(tx, ty, anchor, "#222", &row.title);
     }
     svg + "</svg>\n"
 }
