@@ -166,7 +166,7 @@ fn bitsandbytes_is_recognised_by_names() {
             (&json!("bitsandbytes"), &json!(true))
         );
         assert_eq!(config["bnb_4bit_use_double_quant"], json!(double));
-        assert_eq!(config["llm_int8_skip_modules"], json!(["embed"]));
+        assert_eq!(config["llm_int8_skip_modules"], json!(["embed", "lm_head"]));
     }
     let int8 = RoundNearest::int8().stored_as(FileFormat::BitsAndBytes).with_fit(Fit::AbsMax);
     let config = round_trip(&run(vec![(int8, "layers.*")]));

@@ -69,7 +69,7 @@ impl Codec for BitsAndBytesInt8 {
         Ok(Arc::new(integer::read(weight, &parts, IntLayout::BitsAndBytes)?))
     }
 
-    fn config(&self, _: &[StoredWeight<'_>], left_dense: &[&str]) -> Result<Option<Value>> {
-        Ok(Some(config_with("load_in_8bit", left_dense, Map::new())))
+    fn config(&self, stored: &[StoredWeight<'_>], left_dense: &[&str]) -> Result<Option<Value>> {
+        Ok(Some(config_with("load_in_8bit", stored, left_dense, Map::new())))
     }
 }

@@ -164,19 +164,33 @@ impl Codec for BitsAndBytesNf4 {
             "bnb_4bit_use_double_quant": double,
         });
         let Value::Object(four) = four else { return Ok(None) };
-        Ok(Some(config_with("load_in_4bit", left_dense, four)))
+        Ok(Some(config_with("load_in_4bit", stored, left_dense, four)))
     }
 }
 
+/// The module that language models of the ecosystem call their head.
+const HEAD: &str = "lm_head";
+
 /// The `quantization_config` of bitsandbytes, with one of its two modes on.
-pub(super) fn config_with(mode: &str, left_dense: &[&str], more: Map<String, Value>) -> Value {
-    let skipped: Vec<&str> = left_dense.iter().map(|name| module(name)).collect();
+///
+/// A head that shares the embedding's weight is no weight of its own, and loaders would replace its module all the same:
+/// it is skipped by name unless it is stored encoded.
+pub(super) fn config_with(
+    mode: &str,
+    stored: &[StoredWeight<'_>],
+    left_dense: &[&str],
+    more: Map<String, Value>,
+) -> Value {
+    let mut skipped: Vec<&str> = left_dense.iter().map(|name| module(name)).collect();
+    if !skipped.contains(&HEAD) && !stored.iter().any(|w| module(w.name) == HEAD) {
+        skipped.push(HEAD);
+    }
     let mut config = Map::from_iter([
         ("quant_method".to_owned(), json!("bitsandbytes")),
         ("load_in_4bit".to_owned(), json!(mode == "load_in_4bit")),
         ("load_in_8bit".to_owned(), json!(mode == "load_in_8bit")),
         ("llm_int8_threshold".to_owned(), json!(6.0)),
-        ("llm_int8_skip_modules".to_owned(), if skipped.is_empty() { Value::Null } else { json!(skipped) }),
+        ("llm_int8_skip_modules".to_owned(), json!(skipped)),
         ("llm_int8_has_fp16_weight".to_owned(), json!(false)),
         ("llm_int8_enable_fp32_cpu_offload".to_owned(), json!(false)),
     ]);
