@@ -8,7 +8,7 @@
 //!                             Kernels: scalar | avx2 | avx512      chosen once, at run time
 //! ```
 //!
-//! A [`Kernels`] table holds one function per inner loop. [`scalar`] is the specification; the other tables agree with it,
+//! A `Kernels` table holds one function per inner loop. `scalar` is the specification; the other tables agree with it,
 //! integers exactly and floats within the bounds that `conform` states. Tables differ in the order of f32 sums, so results
 //! have the same bits for any number of threads, but not on any machine: force a table where that matters.
 //!
@@ -195,7 +195,7 @@ pub(crate) struct Kernels {
     pub(crate) lookup: fn(codes: &[u8], levels: &[f32; 16], scale: f32, out: &mut [f32]),
     /// One row of codes times one token.
     pub(crate) row_f32: fn(&RowF32<'_>) -> f32,
-    /// Rows of packed codes times one token, without unpacking them; `None` where that gains nothing.
+    /// Rows of packed codes times up to [`SLICED`] tokens, without unpacking them; `None` where that gains nothing.
     pub(crate) sliced_f32: Option<fn(&SlicedF32<'_>, out: &mut [f32])>,
     /// Decodes a panel, `out` is `[depth, lanes]`.
     pub(crate) panel_f32: fn(&PanelF32<'_>, out: &mut [f32]),
@@ -246,10 +246,16 @@ pub(crate) struct RowF32<'a> {
     pub(crate) x: &'a [f32],
 }
 
-/// As [`RowF32`] for several rows of packed codes of two or four bits.
+/// Most tokens of [`SlicedF32`].
+pub(crate) const SLICED: usize = 4;
+
+/// As [`RowF32`] for several rows of packed codes of two or four bits and several tokens; the result is `[tokens, rows]`.
 #[derive(Debug)]
 pub(crate) struct SlicedF32<'a> {
-    /// `[out.len(), row_bytes]`.
+    pub(crate) rows: usize,
+    /// 1 to [`SLICED`].
+    pub(crate) tokens: usize,
+    /// `[rows, row_bytes]`.
     pub(crate) codes: &'a [u8],
     pub(crate) row_bytes: usize,
     /// 2 or 4.
@@ -258,11 +264,11 @@ pub(crate) struct SlicedF32<'a> {
     /// A multiple of a block (512 / bits columns), a divisor of it that is a multiple of 32 / bits, or all columns.
     pub(crate) span: usize,
     pub(crate) levels: Levels<'a>,
-    /// `[out.len(), groups]`.
+    /// `[rows, groups]`.
     pub(crate) scales: &'a [f32],
-    /// `[out.len(), groups]`.
+    /// `[rows, groups]`.
     pub(crate) centers: &'a [f32],
-    /// Block by block, `[32 / bits, 16]`: the k-th code of each of sixteen 32-bit words; zeros beyond the last column.
+    /// Of each token, block by block, `[32 / bits, 16]`: the k-th code of each of sixteen 32-bit words; zeros beyond the last column.
     pub(crate) x: &'a [f32],
 }
 

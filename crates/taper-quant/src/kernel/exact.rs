@@ -12,7 +12,7 @@
 use rayon::prelude::*;
 
 use super::{
-    Kernels, PanelF32, RowF32, SlicedF32, Stream,
+    Kernels, PanelF32, RowF32, SLICED, SlicedF32, Stream,
     aligned::Aligned,
     matrix::{Matrix, tiles},
     sheet::{self, Stretch},
@@ -26,8 +26,11 @@ fn depth_and_panels(tiles: usize) -> (usize, usize) {
     if tiles == 1 { (128, 1) } else { (512, 4) }
 }
 
-/// Most tokens that are multiplied row by row.
+/// Most tokens that are multiplied row by row, where rows must be unpacked first.
 const FEW: usize = 3;
+
+/// Most tokens that are multiplied row by row, straight from packed codes.
+const FEW_SLICED: usize = 12;
 
 /// Rows whose grids are fetched together.
 const ROWS: usize = 16;
@@ -37,16 +40,18 @@ pub(crate) fn product(kernels: &Kernels, w: &Matrix<'_>, x: &[f32], tokens: usiz
     if w.cols == 0 || tokens == 0 {
         return vec![0.0; w.rows * tokens];
     }
-    if tokens > FEW || w.column_groups.is_some() {
+    let sliced = kernels.sliced_f32.filter(|_| can_slice(w));
+    let few = if sliced.is_some() { FEW_SLICED } else { FEW };
+    if tokens > few || w.column_groups.is_some() {
         return by_panels(kernels, w, x, tokens);
     }
-    let sliced = kernels.sliced_f32.filter(|_| can_slice(w));
-    let x: Vec<Aligned<f32>> =
-        x.chunks_exact(w.cols).map(|x| if sliced.is_some() { slice(x, w.stream) } else { copy(x) }).collect();
-    sheet::fill(tokens, w.rows, ROWS, w.cols * tokens, |out| match sliced {
-        Some(kernel) => sliced_rows(kernels, kernel, w, &x, out),
-        None => plain_rows(kernels, w, &x, out),
-    })
+    if let Some(kernel) = sliced {
+        let x = slice(x, w.cols, w.stream);
+        return sheet::fill(tokens, w.rows, ROWS, w.cols * tokens, |out| {
+            sliced_rows(kernels, kernel, w, (&x, tokens), out);
+        });
+    }
+    sheet::fill(tokens, w.rows, ROWS, w.cols * tokens, |out| plain_rows(kernels, w, x, out))
 }
 
 /// Columns of 64 bytes of codes.
@@ -63,23 +68,19 @@ fn can_slice(w: &Matrix<'_>) -> bool {
     matches!(bits, 2 | 4) && (splat || lanes)
 }
 
-/// Activations as they are.
-fn copy(x: &[f32]) -> Aligned<f32> {
-    let mut out = Aligned::zeros(x.len());
-    out.copy_from_slice(x);
-    out
-}
-
 /// Activations in the order in which the sliced kernel meets the codes.
-fn slice(x: &[f32], stream: Stream) -> Aligned<f32> {
+fn slice(x: &[f32], cols: usize, stream: Stream) -> Aligned<f32> {
     let (block, per_word) = (block(stream), 32 / stream.bits());
     // In a word of nibbles with the first one high, step k shifts out column k ^ 1.
     let swap = usize::from(stream == Stream::High);
-    let mut out = Aligned::zeros(x.len().next_multiple_of(block));
-    for (out, x) in out.chunks_exact_mut(block).zip(x.chunks(block)) {
-        for (lane, x) in x.chunks(per_word).enumerate() {
-            for (i, x) in x.iter().enumerate() {
-                out[(i ^ swap) * 16 + lane] = *x;
+    let padded = cols.next_multiple_of(block);
+    let mut out = Aligned::zeros(x.len() / cols * padded);
+    for (out, x) in out.chunks_exact_mut(padded).zip(x.chunks_exact(cols)) {
+        for (out, x) in out.chunks_exact_mut(block).zip(x.chunks(block)) {
+            for (lane, x) in x.chunks(per_word).enumerate() {
+                for (i, x) in x.iter().enumerate() {
+                    out[(i ^ swap) * 16 + lane] = *x;
+                }
             }
         }
     }
@@ -90,17 +91,21 @@ fn sliced_rows(
     kernels: &Kernels,
     kernel: fn(&SlicedF32<'_>, &mut [f32]),
     w: &Matrix<'_>,
-    x: &[Aligned<f32>],
+    (x, tokens): (&[f32], usize),
     out: &mut Stretch<'_>,
 ) {
     let (mut scales, mut centers) = (vec![0f32; ROWS * w.groups], vec![0f32; ROWS * w.groups]);
+    let mut y = [0f32; ROWS * SLICED];
+    let each = x.len() / tokens;
     for start in (0..out.len).step_by(ROWS) {
         let (first, rows) = (out.first + start, ROWS.min(out.len - start));
         let (scales, centers) = (&mut scales[..rows * w.groups], &mut centers[..rows * w.groups]);
         w.grids.scales(kernels, w.groups, first, scales);
         w.grids.centers(w.groups, first, centers);
-        for (token, x) in x.iter().enumerate() {
+        for (run, x) in x.chunks(SLICED * each).enumerate() {
             let job = SlicedF32 {
+                rows,
+                tokens: x.len() / each,
                 codes: w.rows_of(first, rows),
                 row_bytes: w.row_bytes,
                 bits: w.stream.bits(),
@@ -111,12 +116,15 @@ fn sliced_rows(
                 centers,
                 x,
             };
-            kernel(&job, &mut out.of(token)[start..start + rows]);
+            kernel(&job, &mut y[..rows * job.tokens]);
+            for (t, y) in y[..rows * job.tokens].chunks_exact(rows).enumerate() {
+                out.of(run * SLICED + t)[start..start + rows].copy_from_slice(y);
+            }
         }
     }
 }
 
-fn plain_rows(kernels: &Kernels, w: &Matrix<'_>, x: &[Aligned<f32>], out: &mut Stretch<'_>) {
+fn plain_rows(kernels: &Kernels, w: &Matrix<'_>, x: &[f32], out: &mut Stretch<'_>) {
     let (mut scales, mut centers) = (vec![0f32; w.groups], vec![0f32; w.groups]);
     let mut codes = vec![0u8; w.cols];
     for start in 0..out.len {
@@ -130,7 +138,7 @@ fn plain_rows(kernels: &Kernels, w: &Matrix<'_>, x: &[Aligned<f32>], out: &mut S
                 &codes
             }
         };
-        for (token, x) in x.iter().enumerate() {
+        for (token, x) in x.chunks_exact(w.cols).enumerate() {
             let job = RowF32 { codes, levels: w.levels, span: w.span, scales: &scales, centers: &centers, x };
             out.of(token)[start] = (kernels.row_f32)(&job);
         }

@@ -29,7 +29,7 @@ const DEPTH: usize = 1024;
 const PANELS: usize = 4;
 
 /// Most tokens that are multiplied row by row.
-const FEW: usize = 3;
+const FEW: usize = 4;
 
 /// Rows whose grids are fetched together.
 const ROWS: usize = 16;

@@ -106,16 +106,30 @@ pub(super) fn sliced_f32(job: &SlicedF32<'_>, out: &mut [f32]) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn sliced_by<const BITS: u32, const STEPS: usize>(job: &SlicedF32<'_>, out: &mut [f32]) {
-    let groups = job.scales.len() / out.len().max(1);
-    let (fours, rest) = out.as_chunks_mut::<4>();
-    let mut row = 0;
-    for four in fours {
-        *four = sliced::<BITS, STEPS, 4>(job, groups, row);
-        row += 4;
+    match job.tokens {
+        1 => sliced_rows::<BITS, STEPS, 4, 1>(job, out),
+        2 => sliced_rows::<BITS, STEPS, 4, 2>(job, out),
+        3 => sliced_rows::<BITS, STEPS, 2, 3>(job, out),
+        _ => sliced_rows::<BITS, STEPS, 2, 4>(job, out),
     }
-    for one in rest {
-        [*one] = sliced::<BITS, STEPS, 1>(job, groups, row);
-        row += 1;
+}
+
+/// `R` rows at a time, then one.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn sliced_rows<const BITS: u32, const STEPS: usize, const R: usize, const T: usize>(
+    job: &SlicedF32<'_>,
+    out: &mut [f32],
+) {
+    let whole = job.rows - job.rows % R;
+    for row in (0..whole).step_by(R) {
+        for (r, sums) in sliced::<BITS, STEPS, R, T>(job, row).iter().enumerate() {
+            sums.iter().enumerate().for_each(|(t, sum)| out[t * job.rows + row + r] = *sum);
+        }
+    }
+    for row in whole..job.rows {
+        let [sums] = sliced::<BITS, STEPS, 1, T>(job, row);
+        sums.iter().enumerate().for_each(|(t, sum)| out[t * job.rows + row] = *sum);
     }
 }
 
@@ -144,12 +158,15 @@ fn rows_of<T, const R: usize>(items: &[T], width: usize, row: usize) -> [&[T]; R
 /// `R` rows from `row` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn sliced<const BITS: u32, const STEPS: usize, const R: usize>(
+#[expect(
+    clippy::needless_range_loop,
+    reason = "`k` indexes the second dimension of `x`, whose first is the token"
+)]
+fn sliced<const BITS: u32, const STEPS: usize, const R: usize, const T: usize>(
     job: &SlicedF32<'_>,
-    groups: usize,
     row: usize,
-) -> [f32; R] {
-    let block = 16 * STEPS;
+) -> [[f32; T]; R] {
+    let (block, groups) = (16 * STEPS, job.scales.len() / job.rows);
     // Two-bit codes leave neighbours in the upper half of the index: the table repeats.
     let table = match job.levels {
         Levels::Integers => std::array::from_fn(|i| (i & ((1 << BITS) - 1)) as f32),
@@ -165,11 +182,14 @@ fn sliced<const BITS: u32, const STEPS: usize, const R: usize>(
     let (blocks_per_group, per_block) = (job.span.div_ceil(block), block / job.span.min(block));
     let lanes: [i32; 16] = std::array::from_fn(|lane| (lane * STEPS / job.span.min(block)) as i32);
     let lanes = load_ints(&lanes);
-    let mut sums = [_mm512_setzero_ps(); R];
+    let blocks = job.cols.div_ceil(block);
+    let x: [&[[[f32; 16]; STEPS]]; T] = std::array::from_fn(|token| {
+        &job.x.as_chunks::<16>().0.as_chunks::<STEPS>().0[token * blocks..][..blocks]
+    });
+    let mut sums = [[_mm512_setzero_ps(); T]; R];
     let (mut g, mut left) = (0, blocks_per_group);
-    for (b, x) in
-        job.x.as_chunks::<16>().0.as_chunks::<STEPS>().0.iter().enumerate().take(job.cols.div_ceil(block))
-    {
+    for b in 0..blocks {
+        let x: [&[[f32; 16]; STEPS]; T] = std::array::from_fn(|token| &x[token][b]);
         let mut words = [_mm512_setzero_si512(); R];
         for r in 0..R {
             words[r] = load_block(rows[r], b, used);
@@ -181,11 +201,13 @@ fn sliced<const BITS: u32, const STEPS: usize, const R: usize>(
                 let level = _mm512_sub_ps(table, _mm512_set1_ps(centers[r][g]));
                 decoded[r] = _mm512_mul_ps(level, _mm512_set1_ps(scales[r][g]));
             }
-            for x in x {
-                let x = load16(x);
+            for k in 0..STEPS {
                 for r in 0..R {
-                    sums[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(words[r], decoded[r]), x, sums[r]);
+                    let w = _mm512_permutexvar_ps(words[r], decoded[r]);
                     words[r] = _mm512_srli_epi32::<BITS>(words[r]);
+                    for token in 0..T {
+                        sums[r][token] = _mm512_fmadd_ps(w, load16(&x[token][k]), sums[r][token]);
+                    }
                 }
             }
             left -= 1;
@@ -199,18 +221,24 @@ fn sliced<const BITS: u32, const STEPS: usize, const R: usize>(
                 scale[r] = _mm512_permutexvar_ps(lanes, load_floats(&scales[r][run.clone()]));
                 center[r] = _mm512_permutexvar_ps(lanes, load_floats(&centers[r][run.clone()]));
             }
-            for x in x {
-                let x = load16(x);
+            for k in 0..STEPS {
                 for r in 0..R {
                     let w = _mm512_sub_ps(_mm512_permutexvar_ps(words[r], table), center[r]);
-                    sums[r] = _mm512_fmadd_ps(_mm512_mul_ps(w, scale[r]), x, sums[r]);
+                    let w = _mm512_mul_ps(w, scale[r]);
                     words[r] = _mm512_srli_epi32::<BITS>(words[r]);
+                    for token in 0..T {
+                        sums[r][token] = _mm512_fmadd_ps(w, load16(&x[token][k]), sums[r][token]);
+                    }
                 }
             }
             g += per_block;
         }
     }
-    totals(sums)
+    let mut out = [[0f32; T]; R];
+    for (out, sums) in out.iter_mut().zip(sums) {
+        *out = totals(sums);
+    }
+    out
 }
 
 /// Each vector summed up, in one fixed order.
