@@ -279,7 +279,7 @@ mod tests {
         assert!(written.shards > 2 && written.bytes >= SPEC.bytes);
         assert!(written.bytes < SPEC.bytes + SIZES[0].layer(), "at most one layer more");
         let checkpoint = taper::open(&out)?;
-        let totals = taper::totals(&checkpoint)?;
+        let totals = checkpoint.totals()?;
         assert_eq!((totals.weights, totals.bytes), (written.weights, written.bytes));
         taper::build(&checkpoint)?.language()?;
         Ok(())

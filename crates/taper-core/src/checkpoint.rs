@@ -16,6 +16,7 @@ use std::{
 
 use crate::{
     Codecs, Encoding, Error, Result, SharedWeight, Weight,
+    report::Totals,
     weight::{bits_per_weight, checked_elements},
 };
 
@@ -144,6 +145,15 @@ impl Checkpoint {
             Entry::Held(weight) => WeightInfo::of(weight.as_ref()),
             Entry::Lazy(lazy) => lazy.info.clone(),
         })
+    }
+
+    /// Weights, elements and bytes of the whole, without reading values.
+    pub fn totals(&self) -> Result<Totals> {
+        let mut totals = Totals::default();
+        for name in self.entries.keys() {
+            totals.add(&self.info(name)?);
+        }
+        Ok(totals)
     }
 
     /// A weight; read or computed now, unless somebody still holds it.

@@ -12,8 +12,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An error of candle, unchanged.
-    #[error(transparent)]
+    /// An error of candle; shown without the backtrace that candle attaches where `RUST_BACKTRACE` is set.
+    #[error("{}", without_backtrace(.0))]
     Candle(#[from] candle_core::Error),
 
     /// A file could not be read or written.
@@ -281,6 +281,11 @@ pub enum Error {
     /// An error of another crate.
     #[error(transparent)]
     Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn without_backtrace(error: &candle_core::Error) -> String {
+    let text = error.to_string();
+    text.split("\n   0: ").next().unwrap_or_default().trim_end().to_owned()
 }
 
 fn suggestions(names: &[String]) -> String {

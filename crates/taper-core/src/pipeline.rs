@@ -176,7 +176,7 @@ impl Pipeline {
         let clock = Instant::now();
         let input = checkpoint.clone();
         let (checkpoint, passes) = memory::run(&self.passes, checkpoint, run)?;
-        let report = self.report(&input, passes, totals(&checkpoint)?, clock)?;
+        let report = self.report(&input, passes, checkpoint.totals()?, clock)?;
         Ok((checkpoint, report))
     }
 
@@ -223,7 +223,7 @@ impl Pipeline {
         let report = Report {
             version: VERSION.to_owned(),
             passes,
-            input: totals(input)?,
+            input: input.totals()?,
             output,
             covered_bytes,
             eligible_bytes,
@@ -242,15 +242,6 @@ impl Pipeline {
         }
         Ok(report)
     }
-}
-
-/// Sizes of a checkpoint.
-fn totals(checkpoint: &Checkpoint) -> Result<Totals> {
-    let mut totals = Totals::default();
-    for name in checkpoint.names() {
-        totals.add(&checkpoint.info(&name)?);
-    }
-    Ok(totals)
 }
 
 /// The names that a pass selects. Errors where there are none.

@@ -24,10 +24,11 @@ impl Pattern {
         }
         let source = match text.strip_prefix("re:") {
             Some(regex) => format!("^(?:{regex})$"),
-            None => glob_to_regex(text).map_err(bad)?,
+            None => glob_to_regex(text).map_err(&bad)?,
         };
-        let regex = Regex::new(&source)
-            .map_err(|e| Error::BadPattern { pattern: text.to_owned(), message: e.to_string() })?;
+        // The regex crate draws the place over several lines and ends with the reason.
+        let reason = |e: regex::Error| e.to_string().lines().last().unwrap_or_default().trim().to_owned();
+        let regex = Regex::new(&source).map_err(|e| bad(reason(e)))?;
         Ok(Self { text: text.to_owned(), regex })
     }
 }

@@ -15,12 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let windows = Windows::of_text(&Tokenizer::of(&original)?, bundled::TEXT, 128)?;
     let before = perplexity(&taper::build(&original)?.language()?, &windows, &Silent)?.perplexity;
     println!("{:12} {:>11} {:>8} {:>12} {:>8}", "", "bytes", "bits/w", "perplexity", "KL");
-    let bytes = taper::totals(&original)?.bytes;
-    println!(
-        "{:12} {bytes:>11} {:>8.3} {before:>12.3}",
-        "original",
-        taper::totals(&original)?.bits_per_weight()
-    );
+    let bytes = original.totals()?.bytes;
+    println!("{:12} {bytes:>11} {:>8.3} {before:>12.3}", "original", original.totals()?.bits_per_weight());
 
     let pipelines = [
         ("int8", taper::recipe::int8(None)?),

@@ -58,7 +58,6 @@ pub use taper_core::*;
 
 use candle_core::{DType, Device};
 use std::path::Path;
-use taper_core::report::Totals;
 use taper_models::{AnyModel, Families};
 
 /// What most programs need, flat.
@@ -96,13 +95,4 @@ pub fn open(dir: impl AsRef<Path>) -> Result<Checkpoint> {
 /// Errors where the family is unknown or a weight is missing or of a wrong shape.
 pub fn build(checkpoint: &Checkpoint) -> Result<AnyModel> {
     Families.build(&WeightBuilder::new(checkpoint, DType::F32, &Device::Cpu))
-}
-
-/// How many weights a checkpoint has, and their elements and bytes.
-pub fn totals(checkpoint: &Checkpoint) -> Result<Totals> {
-    let mut totals = Totals::default();
-    for name in checkpoint.names() {
-        totals.add(&checkpoint.info(&name)?);
-    }
-    Ok(totals)
 }

@@ -18,7 +18,7 @@ pub(crate) fn run(model: &Path, features: &Path, json: bool) -> Result<(), Box<d
     let table = Table::new(&["method", "bits per weight", "file (bytes)", "top-1 (%)"], json);
     let judge = |name: &str, checkpoint: &Checkpoint| -> Result<(), Box<dyn Error>> {
         let classifier = taper::build(checkpoint)?.classifier()?;
-        let totals = taper::totals(checkpoint)?;
+        let totals = checkpoint.totals()?;
         let found = accuracy(&classifier, &data, &Silent)?;
         let numbers = [(totals.bits_per_weight(), 3), (totals.bytes as f64, 0), (100.0 * found.top1, 2)];
         table.row(name, &numbers);

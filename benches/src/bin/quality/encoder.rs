@@ -19,7 +19,7 @@ pub(crate) fn run(model: &Path, pairs: &[PathBuf], json: bool) -> Result<(), Box
     let sets = pairs.iter().map(read_pairs).collect::<Result<Vec<_>, _>>()?;
     let judge = |name: &str, checkpoint: &Checkpoint| -> Result<(), Box<dyn Error>> {
         let encoder = SentenceEncoder::open(checkpoint)?;
-        let totals = taper::totals(checkpoint)?;
+        let totals = checkpoint.totals()?;
         let mut numbers = vec![(totals.bits_per_weight(), 3), (totals.bytes as f64, 0)];
         for set in &sets {
             numbers.push((similarity(&encoder, set, &Silent)?.spearman, 4));

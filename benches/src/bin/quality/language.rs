@@ -41,9 +41,9 @@ pub(crate) fn run(
     let columns =
         ["method", "bits per weight", "perplexity", "KL (nats)", "top-1 (%)", "compress (s)", "file (bytes)"];
     let table = Table::new(&columns, json);
-    let total = taper::totals(&original)?.bytes as f64;
+    let total = original.totals()?.bytes as f64;
     let before = perplexity(&reference, &windows, &Silent)?;
-    let bits = 8.0 * total / taper::totals(&original)?.elements as f64;
+    let bits = 8.0 * total / original.totals()?.elements as f64;
     table.row("original", &[(bits, 3), (before.perplexity, 3), (0.0, 5), (100.0, 2), (0.0, 2), (total, 0)]);
 
     let linears = Select::any(["*_proj.weight"])?;

@@ -113,7 +113,7 @@ fn judge(name: &str, title: &str, dir: &Path, original: Option<&Row>) -> Result<
         name: name.to_owned(),
         title: title.to_owned(),
         file_bytes,
-        bits_per_weight: taper::totals(&language.checkpoint)?.bits_per_weight(),
+        bits_per_weight: language.checkpoint.totals()?.bits_per_weight(),
         ratio: original.map_or(1.0, |o| o.file_bytes as f64 / file_bytes as f64),
         perplexity_before: original.map_or(perplexity, |o| o.perplexity),
         perplexity,

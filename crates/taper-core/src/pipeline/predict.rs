@@ -33,7 +33,7 @@ pub struct Prediction {
 }
 
 pub(super) fn predict(passes: &[Arc<dyn Pass>], input: Checkpoint, run: &Run<'_>) -> Result<Prediction> {
-    let before = super::totals(&input)?;
+    let before = input.totals()?;
     let (first, streamed) = passes.split_at(stream::whole_passes(passes));
     let (checkpoint, _) = memory::run(first, input, run)?;
     let steps = stream::Steps::new(streamed, &checkpoint)?;

@@ -121,7 +121,7 @@ fn stream(
 ) -> Result<(Vec<Vec<Row>>, Totals)> {
     let steps = Steps::new(passes, checkpoint)?;
     let context = Context::new(run.stats, run.seed, run.progress);
-    let input = super::totals(checkpoint)?;
+    let input = checkpoint.totals()?;
     context.progress(&Event::Started { weights: input.weights, bytes: input.bytes })?;
     let mut finished: BTreeMap<String, Entry> =
         finished.into_iter().map(|e| (e.weight.name.clone(), e)).collect();
