@@ -6,6 +6,8 @@
 //! | open or save quantized checkpoints | [`codecs`] with `Checkpoint::open_with` |
 //! | quantize one weight | [`PackedInt::encode`], [`PackedNf4::encode`] |
 //! | quantize slices of my own tensor type | [`mod@slice`] |
+//! | multiply by integer weights with eight-bit activations | [`PackedInt::with_arithmetic`] |
+//! | know or force the instructions that products use | [`kernel::isa`], [`kernel::force`] |
 //! | choose how scales are found | [`Fit`]: absmax, minmax, or [`fit::Search`], the default |
 //!
 //! ```
@@ -17,7 +19,7 @@
 //! # Ok::<(), taper_quant::Error>(())
 //! ```
 //!
-//! Not here: calibrated methods that need second-order statistics, activation quantization, GPU kernels.
+//! Not here: calibrated methods that need second-order statistics, static quantization of activations, GPU kernels.
 
 pub mod code;
 pub mod codec;
