@@ -66,7 +66,8 @@ pub(crate) fn quantizers(select: &Select) -> Fallible<Vec<Method>> {
     for (fit_name, fit) in fits {
         add(format!("int8 channel, {fit_name}"), RoundNearest::int8().with_fit(fit));
     }
-    for (bits, group) in [(6, 128), (5, 128), (4, 32), (4, 64), (4, 128), (3, 64), (3, 128), (2, 32), (2, 64)]
+    // The widths that most people ask for come first: a long table can be read while it grows.
+    for (bits, group) in [(4, 128), (4, 32), (3, 128), (2, 64), (4, 64), (3, 64), (2, 32), (5, 128), (6, 128)]
     {
         let pass = RoundNearest::int(bits, Granularity::group(group)?)?;
         for (fit_name, fit) in fits {
@@ -75,10 +76,15 @@ pub(crate) fn quantizers(select: &Select) -> Fallible<Vec<Method>> {
         for (fit_name, fit) in &fits[1..] {
             add(format!("int{bits} g{group} asym, {fit_name}"), pass.asymmetric().with_fit(*fit));
         }
-    }
-    for (fit_name, fit) in fits {
-        add(format!("nf4 b64, {fit_name}"), RoundNearest::nf4(64)?.with_fit(fit));
-        add(format!("nf4 b64 double, {fit_name}"), RoundNearest::nf4(64)?.double_quant().with_fit(fit));
+        if (bits, group) == (4, 32) {
+            for (fit_name, fit) in fits {
+                add(format!("nf4 b64, {fit_name}"), RoundNearest::nf4(64)?.with_fit(fit));
+                add(
+                    format!("nf4 b64 double, {fit_name}"),
+                    RoundNearest::nf4(64)?.double_quant().with_fit(fit),
+                );
+            }
+        }
     }
     Ok(methods)
 }
