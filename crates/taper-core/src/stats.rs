@@ -31,7 +31,7 @@ impl InputStats {
         self.sum_squares.len()
     }
 
-    /// E[x_j²] per input.
+    /// E\[x_j²\] per input.
     #[must_use]
     pub fn mean_squares(&self) -> Vec<f32> {
         let n = self.count.max(1) as f64;

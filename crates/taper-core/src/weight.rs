@@ -22,7 +22,7 @@ use crate::{Error, Result};
 pub struct Encoding {
     /// The codec's id, such as `dense` or `pack-quantized`; what the file says.
     pub codec: Cow<'static, str>,
-    /// For people, such as `f32` or `int4 g128`.
+    /// For people, such as `f32`.
     pub format: String,
 }
 

@@ -24,7 +24,7 @@ pub trait Rows: Clone + Send + Sync + 'static {
     /// Writes row `row` (`cols` values) to `out`.
     fn decode_row(&self, row: usize, out: &mut [f32]);
 
-    /// Σ_i row[i] · x[i]; `scratch` has `cols` values and may be used freely.
+    /// `Σ_i row[i] · x[i]`; `scratch` has `cols` values and may be used freely.
     ///
     /// Override it where the encoding can multiply without decoding (skipping zeros, say).
     fn dot_row(&self, row: usize, x: &[f32], scratch: &mut [f32]) -> f32 {
