@@ -41,7 +41,7 @@
 //! | [`bundled`] | a small model and a text to try everything on |
 //!
 //! A pass of your own is a [`WeightPass`] (one weight at a time) or a [`Pass`] (the whole checkpoint); a storage of your
-//! own is a [`Weight`] and a [`Codec`]. `examples/` has one of each.
+//! own is a [`Weight`] and a [`Codec`]. `examples/` has a pass and a weight.
 
 pub mod bundled;
 pub mod recipe;
