@@ -48,6 +48,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args, terminal: &Terminal) -> Result<(), Failure> {
     interrupt::listen()?;
+    taper::kernel::requested().map_err(|e| Failure::Usage(e.to_string()))?;
     if let Some(threads) = args.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads));
         pool.build_global().map_err(|e| Failure::Usage(format!("--threads {threads}: {e}")))?;

@@ -75,3 +75,12 @@ fn every_command_answers_errors_in_json_too() -> Tested {
     assert_eq!(scratch.names()?, ["model"]);
     Ok(())
 }
+
+#[test]
+fn an_unknown_instruction_set_is_wrong_usage() -> Tested {
+    let scratch = Scratch::new()?;
+    let ran = taper::Ran::of(scratch.command("inspect model").env("TAPER_ISA", "sse9").output()?);
+    ran.refused(2, &["`TAPER_ISA` is `sse9`", "`scalar`", "`avx2`", "`avx512`"]);
+    taper::Ran::of(scratch.command("inspect model").env("TAPER_ISA", "scalar").output()?).done();
+    Ok(())
+}

@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod codec;
 pub mod coupling;
 pub mod error;
+pub mod kernel;
 pub mod nn;
 pub mod observe;
 pub mod pass;

@@ -12,19 +12,18 @@
 //! integers exactly and floats within the bounds that `conform` states. Tables differ in the order of f32 sums, so results
 //! have the same bits for any number of threads, but not on any machine: force a table where that matters.
 //!
-//! `unsafe` lives in this folder only: calls of functions that need instructions which were detected, and loads and
+//! `unsafe` lives in `kernel/` folders only: calls of functions that need instructions which were detected, and loads and
 //! stores through pointers within slices whose length was checked.
 //!
-//! Neighbours: [`crate::code`] is the arithmetic of encoding and decoding, without regard to speed.
+//! Neighbours: `taper_core::kernel` knows the instruction sets and the threads; [`crate::code`] is the arithmetic of encoding
+//! and decoding, without regard to speed.
 
 #![allow(unsafe_code)]
 
-pub(crate) mod aligned;
 pub(crate) mod exact;
 pub(crate) mod int8;
 pub(crate) mod matrix;
 pub(crate) mod scalar;
-pub(crate) mod sheet;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -35,16 +34,10 @@ mod avx512;
 mod conform;
 
 use half::f16;
-use std::{
-    fmt,
-    sync::{
-        OnceLock,
-        atomic::{AtomicU8, Ordering},
-    },
-};
+use std::fmt;
 
-/// The environment variable that caps the instruction set: `scalar`, `avx2` or `avx512`.
-pub const ISA_VARIABLE: &str = "TAPER_ISA";
+pub use taper_core::kernel::{ISA_VARIABLE, Isa, available, force, isa};
+pub(crate) use taper_core::kernel::{aligned, sheet};
 
 /// With what numbers a product is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -60,93 +53,24 @@ pub enum Arithmetic {
     Int8,
 }
 
-/// An instruction set for which there is a table of kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Isa {
-    /// Plain Rust: the specification.
-    Scalar,
-    /// x86-64 with AVX2, FMA and F16C.
-    Avx2,
-    /// x86-64 with AVX-512 F, BW, VL, VBMI and VNNI.
-    Avx512,
-}
-
-impl Isa {
-    const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
-
-    /// What [`ISA_VARIABLE`] calls it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Scalar => "scalar",
-            Self::Avx2 => "avx2",
-            Self::Avx512 => "avx512",
-        }
+/// The table of an instruction set; `None` where the machine lacks it.
+fn table(isa: Isa) -> Option<&'static Kernels> {
+    if !isa.is_available() {
+        return None;
     }
-
-    fn table(self) -> Option<&'static Kernels> {
-        match self {
-            Self::Scalar => Some(&scalar::TABLE),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => avx2::table(),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => avx512::table(),
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => None,
-        }
+    match isa {
+        Isa::Scalar => Some(&scalar::TABLE),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => Some(&avx2::TABLE),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => Some(&avx512::TABLE),
+        _ => None,
     }
 }
-
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// The instruction sets that this machine has, slowest first; always begins with [`Isa::Scalar`].
-#[must_use]
-pub fn available() -> Vec<Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.table().is_some()).collect()
-}
-
-/// The instruction set in use.
-#[must_use]
-pub fn isa() -> Isa {
-    active().isa
-}
-
-/// Uses this instruction set from now on, or with `None` the best one again (within what [`ISA_VARIABLE`] allows).
-///
-/// For tests and bug reports: it holds for the whole process. Returns false, and changes nothing, where the machine does
-/// not have it.
-pub fn force(isa: Option<Isa>) -> bool {
-    if isa.is_some_and(|isa| isa.table().is_none()) {
-        return false;
-    }
-    FORCED.store(isa.map_or(0, |isa| isa as u8 + 1), Ordering::Relaxed);
-    true
-}
-
-/// 0 where nothing is forced, else one more than the [`Isa`].
-static FORCED: AtomicU8 = AtomicU8::new(0);
 
 /// The table in use.
 pub(crate) fn active() -> &'static Kernels {
-    static BEST: OnceLock<&'static Kernels> = OnceLock::new();
-    let forced = Isa::ALL.get(usize::from(FORCED.load(Ordering::Relaxed)).wrapping_sub(1));
-    match forced.and_then(|isa| isa.table()) {
-        Some(table) => table,
-        None => BEST.get_or_init(|| best(std::env::var(ISA_VARIABLE).ok().as_deref())),
-    }
-}
-
-/// The best table that is not above the cap. An unknown name caps nothing.
-fn best(cap: Option<&str>) -> &'static Kernels {
-    let cap =
-        cap.and_then(|name| Isa::ALL.into_iter().find(|isa| isa.name().eq_ignore_ascii_case(name.trim())));
-    let allowed = Isa::ALL.into_iter().filter(|isa| cap.is_none_or(|cap| *isa <= cap));
-    allowed.filter_map(Isa::table).next_back().unwrap_or(&scalar::TABLE)
+    table(isa()).unwrap_or(&scalar::TABLE)
 }
 
 /// How the bytes of a row say codes.

@@ -13,21 +13,14 @@ use std::arch::x86_64::{_MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_cvtph
 
 use super::{Isa, Kernels, Stream, scalar};
 
-/// The table, where the machine has every feature that the functions of this folder enable.
-pub(super) fn table() -> Option<&'static Kernels> {
-    let present = is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("f16c");
-    present.then_some(&TABLE)
-}
-
-static TABLE: Kernels = Kernels {
+/// For machines with every feature that the functions of this folder enable, those of [`Isa::Avx2`].
+pub(super) static TABLE: Kernels = Kernels {
     isa: Isa::Avx2,
     lanes: panels::LANES,
     tokens_f32: panels::TOKENS_F32,
     tokens_i8: panels::TOKENS_I8,
     prefetch,
-    // SAFETY: this table is only handed out after the features were detected, here and below.
+    // SAFETY: `kernel::table` only hands this out where `Isa::is_available` found the features, here and below.
     unpack: |row, stream, out| unsafe { unpack(row, stream, out) },
     // SAFETY: as above.
     widen: |halves, out| unsafe { widen(halves, out) },

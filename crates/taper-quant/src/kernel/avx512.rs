@@ -23,23 +23,14 @@ use half::f16;
 
 use super::{Isa, Kernels, Stream, scalar};
 
-/// The table, where the machine has every feature that the functions of this folder enable.
-pub(super) fn table() -> Option<&'static Kernels> {
-    let present = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512vbmi")
-        && is_x86_feature_detected!("avx512vnni");
-    present.then_some(&TABLE)
-}
-
-static TABLE: Kernels = Kernels {
+/// For machines with every feature that the functions of this folder enable, those of [`Isa::Avx512`].
+pub(super) static TABLE: Kernels = Kernels {
     isa: Isa::Avx512,
     lanes: panels::LANES,
     tokens_f32: panels::TOKENS,
     tokens_i8: panels::TOKENS,
     prefetch: super::avx2::prefetch,
-    // SAFETY: this table is only handed out after the features were detected, here and below.
+    // SAFETY: `kernel::table` only hands this out where `Isa::is_available` found the features, here and below.
     unpack: |row, stream, out| unsafe { unpack(row, stream, out) },
     // SAFETY: as above.
     widen: |halves, out| unsafe { widen(halves, out) },

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 
 use super::{
-    Arithmetic, Isa, Kernels, Levels, Stream, available, exact, int8,
+    Arithmetic, Kernels, Levels, Stream, available, exact, int8,
     matrix::{Grids, Matrix, ScaleSource},
     scalar,
 };
@@ -155,7 +155,7 @@ impl Filled {
 }
 
 fn tables() -> Vec<&'static Kernels> {
-    available().into_iter().filter_map(Isa::table).collect()
+    available().into_iter().filter_map(super::table).collect()
 }
 
 fn check(case: &Case) {
@@ -384,10 +384,9 @@ fn groups_of_zeros_and_of_tiny_activations_are_zero() {
 }
 
 #[test]
-fn a_cap_holds_and_unknown_names_cap_nothing() {
-    assert_eq!(super::best(Some("scalar")).isa, Isa::Scalar);
-    assert_eq!(super::best(Some(" SCALAR ")).isa, Isa::Scalar);
-    assert_eq!(super::best(Some("sse9")).isa, super::best(None).isa);
-    assert_eq!(super::best(None).isa, *available().last().unwrap());
+fn every_instruction_set_has_a_table() {
+    for isa in available() {
+        assert_eq!(super::table(isa).map(|kernels| kernels.isa), Some(isa));
+    }
     assert_eq!(Arithmetic::default(), Arithmetic::Exact);
 }

@@ -3,6 +3,7 @@
 //! A 64-byte vector that crosses a line costs two accesses; what allocators return lies 16 bytes beyond a line as a rule.
 
 use std::{
+    fmt,
     marker::PhantomData,
     ops::{Deref, DerefMut},
 };
@@ -16,7 +17,7 @@ struct Line([u8; 64]);
 ///
 /// # Safety
 /// Only for types without padding and without invalid bit patterns, aligned to at most 64 bytes.
-pub(crate) unsafe trait Number: Copy {}
+pub unsafe trait Number: Copy {}
 
 // SAFETY: every bit pattern is a value.
 unsafe impl Number for f32 {}
@@ -26,10 +27,16 @@ unsafe impl Number for u8 {}
 unsafe impl Number for i8 {}
 // SAFETY: every bit pattern is a value.
 unsafe impl Number for i32 {}
+// SAFETY: every bit pattern is a value.
+unsafe impl Number for u16 {}
+// SAFETY: every bit pattern is a value.
+unsafe impl Number for u32 {}
+// SAFETY: every bit pattern is a value.
+unsafe impl Number for f64 {}
 
 /// A fixed number of numbers that begin at a cache line.
 #[derive(Clone)]
-pub(crate) struct Aligned<T> {
+pub struct Aligned<T> {
     lines: Vec<Line>,
     len: usize,
     of: PhantomData<T>,
@@ -37,7 +44,8 @@ pub(crate) struct Aligned<T> {
 
 impl<T: Number> Aligned<T> {
     /// Zeros.
-    pub(crate) fn zeros(len: usize) -> Self {
+    #[must_use]
+    pub fn zeros(len: usize) -> Self {
         let lines = (len * size_of::<T>()).div_ceil(64);
         Self { lines: vec![Line([0; 64]); lines], len, of: PhantomData }
     }
@@ -59,8 +67,8 @@ impl<T: Number> DerefMut for Aligned<T> {
     }
 }
 
-impl<T: Number + std::fmt::Debug> std::fmt::Debug for Aligned<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<T: Number + fmt::Debug> fmt::Debug for Aligned<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter()).finish()
     }
 }

@@ -1,0 +1,27 @@
+//! What every inner loop of the workspace stands on: the instruction set, memory that begins at cache lines, results that
+//! several threads fill.
+//!
+//! ```text
+//! available() ─▶ isa() ─▶ a table of functions for that instruction set      dense weights here, packed ones in taper-quant
+//! ```
+//!
+//! Tables differ in the order of f32 sums, so results have the same bits for any number of threads, but not on any
+//! machine: [`force`] an instruction set where that matters.
+//!
+//! # Threads
+//!
+//! Products run in rayon's current pool. A host that has a pool calls them inside `ThreadPool::install`; one that has none
+//! may make [`Threads`]; without either it is rayon's global pool. Nothing waits by spinning: a worker without work sleeps.
+//!
+//! `unsafe` lives in `kernel/` folders only: calls of functions that need instructions which were detected, and loads and
+//! stores through pointers within slices whose length was checked.
+
+#![allow(unsafe_code)]
+
+pub mod aligned;
+pub mod isa;
+pub mod sheet;
+pub mod threads;
+
+pub use isa::{Features, ISA_VARIABLE, Isa, available, features, force, isa, requested};
+pub use threads::Threads;

@@ -1,0 +1,143 @@
+//! A result that several threads fill at once, each its own columns.
+//!
+//! ```text
+//!          rows ──▶  first          first + len
+//! token 0  ··········┌──────────────┐··········
+//! token 1  ··········│  a stretch   │··········      one task, one thread
+//! token 2  ··········└──────────────┘··········
+//! ```
+//!
+//! Neighbours: products split by the rows of the weight, which are columns here. Threads are those of rayon's current pool.
+
+use rayon::prelude::*;
+use std::{fmt, marker::PhantomData, ops::Deref};
+
+/// Multiplications below which a second thread costs more than it brings.
+const ALONE: usize = 1 << 18;
+
+/// A `[tokens, rows]` result, written in stretches of rows.
+struct Sheet<'a, T> {
+    values: *mut T,
+    tokens: usize,
+    rows: usize,
+    of: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a `Sheet` is only used through `Stretch`, and stretches of different tasks do not overlap (see `fill`).
+unsafe impl<T: Send> Sync for Sheet<'_, T> {}
+
+/// Where a [`Stretch`] lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its first row.
+    pub first: usize,
+    /// How many rows it has.
+    pub len: usize,
+}
+
+/// What one task writes: rows `first .. first + len` of every token. It reads as its [`Place`].
+pub struct Stretch<'a, T = f32> {
+    sheet: &'a Sheet<'a, T>,
+    place: Place,
+}
+
+impl<T> Deref for Stretch<'_, T> {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl<T> fmt::Debug for Stretch<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stretch").field("tokens", &self.sheet.tokens).field("place", &self.place).finish()
+    }
+}
+
+impl<T> Stretch<'_, T> {
+    /// The part of one token, `len` values. Panics where there is no such token.
+    pub fn of(&mut self, token: usize) -> &mut [T] {
+        assert!(token < self.sheet.tokens, "token out of range");
+        // SAFETY: `fill` made sure that first + len ≤ rows, so this lies within the values that the sheet borrows
+        // mutably; no other stretch covers these rows, and `&mut self` keeps this one from being used twice.
+        unsafe {
+            let start = self.sheet.values.add(token * self.sheet.rows + self.place.first);
+            std::slice::from_raw_parts_mut(start, self.place.len)
+        }
+    }
+}
+
+/// Computes a `[tokens, rows]` result in stretches of a multiple of `unit` rows; a row costs `cost` multiplications.
+///
+/// Small results stay on this thread, others are cut for the threads of rayon's current pool. `work` must not depend on
+/// how rows are cut into stretches: then the result does not depend on the number of threads. `unit` is at least 1.
+pub fn fill<T: Copy + Default + Send>(
+    tokens: usize,
+    rows: usize,
+    unit: usize,
+    cost: usize,
+    work: impl Fn(&mut Stretch<'_, T>) + Sync,
+) -> Vec<T> {
+    let mut values = vec![T::default(); tokens * rows];
+    let sheet = Sheet { values: values.as_mut_ptr(), tokens, rows, of: PhantomData };
+    let threads = rayon::current_num_threads();
+    if threads == 1 || rows.saturating_mul(cost) < ALONE {
+        work(&mut Stretch { sheet: &sheet, place: Place { first: 0, len: rows } });
+        return values;
+    }
+    // A few stretches per thread even out what else the machine does.
+    let units = rows.div_ceil(unit);
+    let each = units.div_ceil(threads * 8).max(1) * unit;
+    (0..rows.div_ceil(each)).into_par_iter().for_each(|task| {
+        let first = task * each;
+        work(&mut Stretch { sheet: &sheet, place: Place { first, len: each.min(rows - first) } });
+    });
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Threads;
+    use std::{collections::BTreeSet, num::NonZero, sync::Mutex};
+
+    /// Each value says where it lies.
+    fn numbered(tokens: usize, rows: usize, unit: usize) -> Vec<f32> {
+        fill(tokens, rows, unit, ALONE, |out| {
+            assert!(out.first.is_multiple_of(unit));
+            for token in 0..tokens {
+                let first = out.first;
+                for (i, value) in out.of(token).iter_mut().enumerate() {
+                    *value += (token * rows + first + i) as f32;
+                }
+            }
+        })
+    }
+
+    #[test]
+    fn every_value_is_written_once_for_any_number_of_threads() {
+        for threads in [1, 2, 3, 7] {
+            let threads = Threads::new(NonZero::new(threads).unwrap()).unwrap();
+            for (tokens, rows, unit) in [(1, 1, 1), (3, 1000, 16), (2, 33, 32), (0, 5, 4), (4, 0, 4)] {
+                let expected: Vec<f32> = (0..tokens * rows).map(|i| i as f32).collect();
+                assert_eq!(threads.run(|| numbered(tokens, rows, unit)), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn the_pool_of_the_host_does_the_work() {
+        let name = |index| format!("host-{index}");
+        let host = rayon::ThreadPoolBuilder::new().num_threads(3).thread_name(name).build().unwrap();
+        let seen = Mutex::new(BTreeSet::new());
+        host.install(|| {
+            fill::<f32>(1, 256, 1, ALONE, |_| {
+                let name = std::thread::current().name().unwrap_or("nameless").to_owned();
+                seen.lock().unwrap().insert(name);
+            })
+        });
+        let seen = seen.into_inner().unwrap();
+        assert!(!seen.is_empty() && seen.iter().all(|name| name.starts_with("host-")), "{seen:?}");
+    }
+}
