@@ -19,9 +19,27 @@
 #![allow(unsafe_code)]
 
 pub mod aligned;
+pub mod conv;
+pub mod dense;
+pub mod gram;
 pub mod isa;
 pub mod sheet;
 pub mod threads;
 
+mod loops;
+mod scalar;
+mod table;
+mod vector;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+#[cfg(test)]
+mod conform;
+
+pub use dense::{Values, product};
+pub use gram::gram;
 pub use isa::{Features, ISA_VARIABLE, Isa, available, features, force, isa, requested};
 pub use threads::Threads;

@@ -96,6 +96,25 @@ pub fn fill<T: Copy + Default + Send>(
     values
 }
 
+/// Computes `planes` results of `size` values, one after another in memory; each costs `cost` multiplications.
+///
+/// Threads as for [`fill`]: `work` is given the number of a plane and its values, zeros so far.
+pub fn fill_planes(
+    planes: usize,
+    size: usize,
+    cost: usize,
+    work: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let mut values = vec![0f32; planes * size];
+    let each = ALONE.div_ceil(cost.max(1));
+    values
+        .par_chunks_mut(size.max(1))
+        .enumerate()
+        .with_min_len(each)
+        .for_each(|(plane, values)| work(plane, values));
+    values
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
