@@ -1,13 +1,12 @@
 //! What calibration saw at the input of each layer: a value, never an event.
 //!
 //! For inputs x_1 … x_n of a layer with `d` inputs: the count n, mean |x_j|, max |x_j|, Σ x_j², and where asked for the
-//! Gram matrix G = Σ x xᵀ (`[d, d]`). Sums are f64, taken in chunks of fixed size and in order, so that they do not
-//! depend on the number of threads.
+//! Gram matrix G = Σ x xᵀ (`[d, d]`). Sums are f64, those of a chunk of the Gram matrix f32, in chunks of fixed size
+//! and in order, so that they do not depend on the number of threads.
 
-use rayon::prelude::*;
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::{Error, Needs, Result};
+use crate::{Error, Needs, Result, kernel};
 
 /// What was seen at one input.
 #[derive(Debug, Clone, PartialEq)]
@@ -145,14 +144,7 @@ impl Accumulator {
     }
 }
 
-/// G += Σ x xᵀ over a chunk of rows. Each row of G is summed by one thread, in the order of the tokens.
+/// G += Σ x xᵀ over a chunk of rows.
 fn add_gram(gram: &mut [f64], rows: &[f32], inputs: usize) {
-    gram.par_chunks_mut(inputs).enumerate().for_each(|(i, out)| {
-        for row in rows.chunks_exact(inputs) {
-            let x = f64::from(row[i]);
-            for (g, &y) in out.iter_mut().zip(row) {
-                *g += x * f64::from(y);
-            }
-        }
-    });
+    kernel::gram(rows, inputs, gram);
 }
