@@ -6,6 +6,7 @@
 //! Most encodings can decode one row at a time. Such a type implements [`Rows`] and gets its product, its
 //! row lookup and its dense form from [`rows`]: none of them ever holds the whole decoded matrix unless asked to.
 
+pub mod dense;
 pub mod parts;
 pub mod rows;
 
@@ -73,6 +74,8 @@ pub trait Weight: Send + Sync + fmt::Debug {
     fn dense(&self) -> Result<Tensor>;
 
     /// x · Wᵀ for `x` of shape `[.., in]`; the result is `[.., out]` in the type of `x`.
+    ///
+    /// A convolution is multiplied as the matrix `[out, in / groups · kh · kw]`.
     fn matmul(&self, x: &Tensor) -> Result<Tensor>;
 
     /// The rows that `ids` (any shape, u32 or i64) names, as `[ids.., in]`.
@@ -109,11 +112,7 @@ impl Weight for Tensor {
     }
 
     fn matmul(&self, x: &Tensor) -> Result<Tensor> {
-        let (out, inner) = rows::matrix_shape(self, "the product")?;
-        let (lead, rows) = rows::split_lead(x, inner, self)?;
-        let w = if self.dtype() == x.dtype() { self.clone() } else { self.to_dtype(x.dtype())? };
-        let y = x.reshape((rows, inner))?.matmul(&w.t()?)?; // (rows, out)
-        Ok(y.reshape([lead, vec![out]].concat())?)
+        dense::matmul(self, x)
     }
 
     fn gather(&self, ids: &Tensor) -> Result<Tensor> {

@@ -52,7 +52,8 @@ impl Architecture for DsCnnConfig {
                 norm: batch_norm(channels, self.batch_norm_eps, &at.pp("bn"))?,
             })
         };
-        let stem = Conv2dConfig { stride: self.stem_stride, padding: self.stem_padding, groups: 1 };
+        let stem =
+            Conv2dConfig { stride: self.stem_stride, padding: self.stem_padding, ..Conv2dConfig::default() };
         let (height, width) = (self.depthwise_kernel.0 / 2, self.depthwise_kernel.1 / 2);
         let depthwise = Conv2dConfig {
             padding: (height, width, height, width),

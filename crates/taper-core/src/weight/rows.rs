@@ -122,7 +122,8 @@ pub fn matmul<R: Rows + Weight>(weight: &R, x: &Tensor) -> Result<Tensor> {
     let y = if x.device().is_cpu() {
         flat.apply_op1(RowProduct { weight: weight.clone(), batch })?
     } else {
-        flat.matmul(&weight.dense()?.to_device(x.device())?.t()?)? // (batch, out)
+        let w = weight.dense()?.to_device(x.device())?.reshape((out, inner))?;
+        flat.matmul(&w.t()?)? // (batch, out)
     };
     Ok(y.to_dtype(dtype)?.reshape([lead, vec![out]].concat())?)
 }
@@ -146,15 +147,16 @@ pub fn dense<R: Rows + Weight>(weight: &R) -> Result<Tensor> {
     Ok(Tensor::from_vec(dense_slice(weight), weight.shape(), &Device::Cpu)?)
 }
 
-/// `(out, in)` of a weight that must be a matrix.
+/// `(out, in)` of a weight that must be a matrix, or a convolution whose dimensions but the first count as one.
 pub(crate) fn matrix_shape(weight: &dyn Weight, operation: &'static str) -> Result<(usize, usize)> {
     match weight.shape() {
         &[out, inner] => Ok((out, inner)),
+        &[out, inner, height, width] => Ok((out, inner * height * width)),
         shape => Err(Error::Unsupported {
             operation,
             shape: shape.to_vec(),
             format: weight.encoding().format,
-            message: "needs a matrix, [out, in]".into(),
+            message: "needs a matrix, [out, in], or a convolution, [out, in / groups, kh, kw]".into(),
         }),
     }
 }
@@ -198,6 +200,7 @@ impl<R: Rows + Weight> CustomOp1 for RowProduct<R> {
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let dense = self.weight.dense().map_err(candle_core::Error::from)?;
+        let dense = dense.reshape((self.weight.rows(), self.weight.cols()))?;
         Ok(Some(grad.matmul(&dense)?)) // (batch, out) · (out, in)
     }
 }

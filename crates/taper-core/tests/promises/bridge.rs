@@ -77,7 +77,7 @@ fn norms_match_candle_nn_and_keep_gradients() {
 #[test]
 fn convolutions_with_unequal_strides_and_paddings_match_a_plain_loop() {
     let (x, w) = (tensor(&[2, 4, 9, 7], 1), tensor(&[6, 2, 3, 2], 2));
-    let config = nn::Conv2dConfig { stride: (2, 3), padding: (1, 0, 2, 1), groups: 2 };
+    let config = nn::Conv2dConfig { stride: (2, 3), padding: (1, 0, 2, 1), groups: 2, ..Default::default() };
     let conv = nn::Conv2d::from_weight(Arc::new(w.clone()), None, config);
     let y = conv.forward(&x).unwrap();
     assert_eq!(y.dims(), [2, 6, 5, 3]);

@@ -8,6 +8,7 @@ mod honest;
 mod hostile;
 mod nothing_silent;
 mod order;
+mod products;
 mod resume;
 mod stats;
 mod toy;
