@@ -54,12 +54,15 @@ impl Values<'_> {
     }
 }
 
-/// Columns of a panel, and panels that share one walk over the tokens.
+/// Words of a panel's rows: one or two columns each. Shorter runs of so many rows are slow to read from memory.
+const DEPTH: usize = 512;
+
+/// Panels that share one walk over the tokens.
 ///
-/// Four panels of 32 rows are 256 KiB of f32, and a tile of twelve tokens 24 KiB. One tile: a panel of 16 KiB is written and
-/// read within the nearest cache. The order of sums is the same.
-fn depth_and_panels(tiles: usize) -> (usize, usize) {
-    if tiles == 1 { (128, 1) } else { (512, 4) }
+/// Many tokens: four panels of 32 rows are 256 KiB, and a tile of twelve tokens 24 KiB. One tile: there is nothing to share,
+/// and a single panel stays in a nearer cache. The order of sums is the same.
+fn together(tiles: usize) -> usize {
+    if tiles == 1 { 1 } else { 4 }
 }
 
 /// Most tokens that are multiplied row by row.
@@ -212,11 +215,11 @@ fn by_plan<P: Plan>(plan: &P, x: &[P::X], shape: Shape) -> Vec<f32> {
     let (lanes, most) = plan.sizes();
     let sizes = tiles(shape.tokens, most);
     let a = pack::<P>(x, shape.cols, &sizes);
-    let (depth, together) = depth_and_panels(sizes.len());
+    let together = together(sizes.len());
     sheet::fill(shape.tokens, shape.rows, lanes, cost, |out| {
         for start in (0..out.len).step_by(together * lanes) {
             let count = (together * lanes).min(out.len - start);
-            let c = panels(plan, &a, &sizes, shape, (out.first + start, count), depth);
+            let c = panels(plan, &a, &sizes, shape, (out.first + start, count));
             for (p, c) in c.chunks_exact(shape.tokens * lanes).enumerate() {
                 let at = start + p * lanes;
                 let valid = lanes.min(out.len - at);
@@ -277,14 +280,13 @@ fn panels<P: Plan>(
     sizes: &[usize],
     shape: Shape,
     (first, rows): (usize, usize),
-    most: usize,
 ) -> Aligned<f32> {
     let (lanes, _) = plan.sizes();
     let (count, tokens, words) = (rows.div_ceil(lanes), shape.tokens, shape.cols.div_ceil(P::SPAN));
     let mut c = Aligned::zeros(count * tokens * lanes);
-    let mut made = Aligned::<P::Word>::zeros(count * lanes * most);
-    for start in (0..words).step_by(most) {
-        let run = most.min(words - start);
+    let mut made = Aligned::<P::Word>::zeros(count * lanes * DEPTH);
+    for start in (0..words).step_by(DEPTH) {
+        let run = DEPTH.min(words - start);
         let size = run * lanes;
         let columns = (start * P::SPAN, (run * P::SPAN).min(shape.cols - start * P::SPAN));
         for p in 0..count {

@@ -18,6 +18,9 @@ use super::vector::Vector;
 /// Rows that are multiplied side by side: four streams from memory.
 pub(super) const ROWS: usize = 4;
 
+/// Columns that a panel asks for ahead of those it turns over.
+const AHEAD: usize = 128;
+
 /// A type that weights are stored in.
 pub(super) trait Stored: Copy + Default {
     /// `V::WIDTH` values, widened.
@@ -153,6 +156,8 @@ pub(super) unsafe fn panel<V: Vector, T: Stored>(w: &[T], stride: usize, depth: 
             unsafe {
                 let mut block = [V::splat(0.0); 16];
                 for (row, block) in w.chunks(stride).skip(half).zip(&mut block[..V::WIDTH]) {
+                    // So many rows are more streams than the machine follows by itself.
+                    V::prefetch(row.as_ptr().wrapping_add(column + AHEAD));
                     *block = load(&row[column..depth]);
                 }
                 V::transpose(&mut block);
