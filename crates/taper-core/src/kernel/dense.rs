@@ -13,7 +13,7 @@
 //! So nothing is rounded but sums: the error is at most (cols + 8) · 2⁻²⁴ · Σ |w x|, whatever the types. Each output is
 //! summed by one thread in an order that depends on the shapes and the table alone.
 //!
-//! Neighbours: [`super::table`] has the loops, [`super::sheet`] the threads; `impl Weight for Tensor` calls this.
+//! Neighbours: `table` has the loops, [`super::sheet`] the threads; `impl Weight for Tensor` calls this.
 
 use half::{bf16, f16};
 use rayon::prelude::*;
