@@ -25,6 +25,8 @@ unsafe impl Number for u8 {}
 // SAFETY: every bit pattern is a value.
 unsafe impl Number for i8 {}
 // SAFETY: every bit pattern is a value.
+unsafe impl Number for u16 {}
+// SAFETY: every bit pattern is a value.
 unsafe impl Number for i32 {}
 
 /// A fixed number of numbers that begin at a cache line.
