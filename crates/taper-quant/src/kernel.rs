@@ -226,6 +226,8 @@ pub(crate) struct Bf16 {
     pub(crate) expand: fn(&ExpandFloat<'_>, out: &mut [u16]),
     /// As [`Kernels::tile_i8`].
     pub(crate) tile: fn(&TileBf16<'_>, c: &mut Cells<'_>),
+    /// Up to four tokens times packed nibbles.
+    pub(crate) few: fn(&FewBf16<'_>, c: &mut Cells<'_>),
 }
 
 impl fmt::Debug for Kernels {
@@ -357,5 +359,17 @@ pub(crate) struct TileBf16<'a> {
     pub(crate) quads: &'a [u32],
     pub(crate) grids: PanelGrids<'a>,
     /// `[columns / 2, tokens, 2]`.
+    pub(crate) a: &'a [u16],
+}
+
+/// `c[t, n] += Σ over segments of scale · Σ level · a`, straight from nibbles.
+#[derive(Debug)]
+pub(crate) struct FewBf16<'a> {
+    pub(crate) codes: PanelCodes<'a>,
+    /// bf16 of each code.
+    pub(crate) levels: [u16; 16],
+    pub(crate) quads: &'a [u32],
+    pub(crate) grids: PanelGrids<'a>,
+    /// Of each eight columns the pairs of [`tiles::NIBBLE_PAIRS`]: `[columns / 2, tokens, 2]`.
     pub(crate) a: &'a [u16],
 }

@@ -89,6 +89,8 @@ static WITH_BF16: Kernels = Kernels {
         expand: |job, out| unsafe { expand::expand_bf16(job, out) },
         // SAFETY: as above.
         tile: |job, c| unsafe { floats::tile_bf16(job, c) },
+        // SAFETY: as above.
+        few: |job, c| unsafe { floats::few_bf16(job, c) },
     }),
     ..TABLE
 };

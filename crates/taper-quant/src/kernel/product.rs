@@ -39,6 +39,11 @@ pub(crate) trait Mode: Sync {
     /// Columns of a run.
     const DEPTH: usize;
 
+    /// Most tokens of a tile, of `tokens` in all; the table of kernels may allow fewer.
+    fn together(&self, tokens: usize) -> usize {
+        tokens
+    }
+
     /// Packs activations `[tokens, padded columns]`.
     fn tile(&self, x: &[f32], tokens: usize) -> Self::Tile;
 
@@ -105,6 +110,12 @@ fn tile_sizes(tokens: usize, most: usize) -> Vec<usize> {
     (0..count).map(|i| (i + 1) * tokens / count - i * tokens / count).collect()
 }
 
+/// Tokens of a tile whose sums of short groups fit into registers beside the integer or unscaled ones.
+fn held(w: &Tiles, tokens: usize) -> usize {
+    let short = w.segments.len() > 1 && w.segments.iter().all(|segment| segment.len <= 256);
+    if tokens > 12 && short { 6 } else { tokens }
+}
+
 /// Activations in the order of the tiles, every segment padded with zeros: `[tokens, padded]`.
 fn arranged<'a>(w: &Tiles, x: &'a [f32]) -> Cow<'a, [f32]> {
     if w.order.is_none() && w.padded == w.cols {
@@ -132,7 +143,7 @@ fn product<M: Mode>(kernels: &Kernels, w: &Tiles, mode: &M, x: &[f32], tokens: u
         return vec![0.0; w.rows * tokens];
     }
     let x = arranged(w, x);
-    let sizes = tile_sizes(tokens, kernels.tokens);
+    let sizes = tile_sizes(tokens, kernels.tokens.min(mode.together(tokens)));
     let mut rest = &x[..];
     let mut parts = Vec::with_capacity(sizes.len());
     for &size in &sizes {
@@ -223,9 +234,9 @@ impl<M: Mode> Walk<'_, M> {
                 let panel = Panel { index: first + p, run, grids: grids.from(p, &run.segments) };
                 self.mode.expand(&panel, scratch, &mut words[p * stride..(p + 1) * stride]);
             }
-            let mut token = 0;
-            for (tile, &size) in self.tiles.iter().zip(self.sizes) {
-                for (p, together) in groups_of_panels(panels, size) {
+            for (p, together) in groups_of_panels(panels, self.sizes[0]) {
+                let mut token = 0;
+                for (tile, &size) in self.tiles.iter().zip(self.sizes) {
                     let job = Job {
                         index: first + p,
                         run,
@@ -237,8 +248,8 @@ impl<M: Mode> Walk<'_, M> {
                     let values = &mut c[(p * tokens + token) * LANES..];
                     let mut cells = Cells { values, stride: tokens * LANES, panels: together, tokens: size };
                     self.mode.multiply(&job, &mut cells);
+                    token += size;
                 }
-                token += size;
             }
         }
         c

@@ -28,8 +28,13 @@ pub(crate) const LANES: usize = 16;
 /// Bytes of a line.
 pub(crate) const LINE: usize = LANES * 4;
 
-/// Longest run of columns with one integer sum: 255 · 127 · 2¹⁵ is half of what 32 bits hold.
-pub(crate) const LONGEST: usize = 1 << 15;
+/// Most columns of a segment: two panels of as many bytes stay in the nearest cache while tokens pass, integer sums are far
+/// from overflow, and eight-bit activations get a scale for each such stretch.
+pub(crate) const LONGEST: usize = 512;
+
+/// Of the two half-words in which a row of a line says eight nibbles: the columns that come to the bottom of both, after
+/// each shift by four bits.
+pub(crate) const NIBBLE_PAIRS: [[usize; 2]; 4] = [[0, 2], [4, 6], [1, 3], [5, 7]];
 
 /// The planes of codes of each number of bits: width and lowest bit.
 const PLANES: [&[(u32, u32)]; 9] = [

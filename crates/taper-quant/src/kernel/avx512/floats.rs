@@ -10,14 +10,15 @@
 
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_cvtepi32_ps,
-    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_ps,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_epi16,
+    _mm512_permutexvar_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_srli_epi16,
+    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use super::load16;
 use crate::kernel::{
-    Cells, CodeForm, FewF32, Levels, TileBf16,
-    tiles::{LANES, LINE},
+    Cells, CodeForm, FewBf16, FewF32, Levels, TileBf16,
+    tiles::{LANES, LINE, NIBBLE_PAIRS},
 };
 
 /// The column of each nibble of a row's word, from the lowest on.
@@ -215,6 +216,12 @@ fn tile_bf16_of<const P: usize, const T: usize>(job: &TileBf16<'_>, first: usize
     let mut panels: [*const u16; P] =
         std::array::from_fn(|p| job.panels.as_ptr().wrapping_add((first + p) * job.stride));
     let mut a = job.a.as_ptr().cast::<i32>();
+    // Cells stay in registers where there are enough of them.
+    let held = P * T <= 12;
+    let mut cells = [[_mm512_setzero_ps(); T]; P];
+    for (p, cells) in cells.iter_mut().enumerate().filter(|_| held) {
+        cells.iter_mut().zip(c.panel(p).iter()).for_each(|(cell, c)| *cell = load16(c));
+    }
     for (s, &quads) in job.quads.iter().enumerate() {
         let mut sums = [[_mm512_setzero_ps(); T]; P];
         for _ in 0..2 * quads {
@@ -235,14 +242,103 @@ fn tile_bf16_of<const P: usize, const T: usize>(job: &TileBf16<'_>, first: usize
                 a = a.add(T);
             }
         }
-        for (p, sums) in sums.iter().enumerate() {
+        for p in 0..P {
             let at = (first + p) * job.grids.stride + s * LANES;
             // SAFETY: checked above.
             let scale: __m512 = unsafe { _mm512_loadu_ps(job.grids.scales.as_ptr().add(at)) };
-            for (c, sum) in c.panel(p).iter_mut().zip(sums) {
-                let total = _mm512_fmadd_ps(*sum, scale, load16(c));
+            if held {
+                for t in 0..T {
+                    cells[p][t] = _mm512_fmadd_ps(sums[p][t], scale, cells[p][t]);
+                }
+                continue;
+            }
+            for (c, sum) in c.panel(p).iter_mut().zip(sums[p]) {
+                let total = _mm512_fmadd_ps(sum, scale, load16(c));
                 // SAFETY: the array has 16 values.
                 unsafe { _mm512_storeu_ps(c.as_mut_ptr(), total) };
+            }
+        }
+    }
+    for (p, cells) in cells.iter().enumerate().filter(|_| held) {
+        for (c, cell) in c.panel(p).iter_mut().zip(cells) {
+            // SAFETY: the array has 16 values.
+            unsafe { _mm512_storeu_ps(c.as_mut_ptr(), *cell) };
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni,avx512bf16")]
+pub(super) fn few_bf16(job: &FewBf16<'_>, c: &mut Cells<'_>) {
+    match (c.panels, c.tokens) {
+        (4, 1) => few_bf16_of::<4, 1>(job, c),
+        (4, _) => few_bf16_of::<4, 2>(job, c),
+        (2, 1) => few_bf16_of::<2, 1>(job, c),
+        (2, 2) => few_bf16_of::<2, 2>(job, c),
+        (2, 3) => few_bf16_of::<2, 3>(job, c),
+        (2, _) => few_bf16_of::<2, 4>(job, c),
+        (_, 1) => few_bf16_of::<1, 1>(job, c),
+        (_, 2) => few_bf16_of::<1, 2>(job, c),
+        (_, 3) => few_bf16_of::<1, 3>(job, c),
+        (_, _) => few_bf16_of::<1, 4>(job, c),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn few_bf16_of<const P: usize, const T: usize>(job: &FewBf16<'_>, c: &mut Cells<'_>) {
+    let quads: usize = job.quads.iter().map(|q| *q as usize).sum();
+    let segments = job.quads.len();
+    assert!(c.panels == P && c.tokens == T, "a tile of {P} by {T}");
+    assert!(job.quads.iter().all(|q| (*q as usize).is_multiple_of(2)), "segments of whole lines");
+    assert!(job.codes.bytes.len() >= (P - 1) * job.codes.stride + quads / 2 * LINE, "codes");
+    assert!(job.grids.scales.len() >= (P - 1) * job.grids.stride + segments * LANES, "scales");
+    assert!(job.a.len() >= quads * 4 * T, "activations");
+    assert!(c.values.len() >= (P - 1) * c.stride + T * LANES, "cells");
+    // The lookup goes by five bits, the fifth of which belongs to a neighbour: the table repeats.
+    let table: [u16; 32] = std::array::from_fn(|code| job.levels[code % 16]);
+    // SAFETY: the array has 64 bytes.
+    let table = unsafe { _mm512_loadu_si512(table.as_ptr().cast()) };
+    let mut a = job.a.as_ptr().cast::<i32>();
+    let mut codes: [*const u8; P] =
+        std::array::from_fn(|p| job.codes.bytes.as_ptr().wrapping_add(p * job.codes.stride));
+    for (s, &quads) in job.quads.iter().enumerate() {
+        let mut sums = [[_mm512_setzero_ps(); T]; P];
+        for _ in 0..quads / 2 {
+            // SAFETY: checked above; a prefetch reads nothing; every bit pattern is a vector of bf16.
+            unsafe {
+                let mut words = [table; P];
+                for p in 0..P {
+                    words[p] = _mm512_loadu_si512(codes[p].cast());
+                    _mm_prefetch::<_MM_HINT_T0>(codes[p].wrapping_add(AHEAD).cast());
+                    codes[p] = codes[p].add(LINE);
+                }
+                for step in 0..NIBBLE_PAIRS.len() {
+                    let mut levels = [load_bf16(job.a.as_ptr()); P];
+                    for p in 0..P {
+                        let level = _mm512_permutexvar_epi16(words[p], table);
+                        levels[p] = std::mem::transmute::<__m512i, __m512bh>(level);
+                        words[p] = _mm512_srli_epi16::<4>(words[p]);
+                    }
+                    for t in 0..T {
+                        let token = _mm512_set1_epi32(a.add(step * T + t).read_unaligned());
+                        let token = std::mem::transmute::<__m512i, __m512bh>(token);
+                        for p in 0..P {
+                            sums[p][t] = _mm512_dpbf16_ps(sums[p][t], levels[p], token);
+                        }
+                    }
+                }
+                a = a.add(NIBBLE_PAIRS.len() * T);
+            }
+        }
+        for p in 0..P {
+            let at = p * job.grids.stride + s * LANES;
+            // SAFETY: checked above.
+            unsafe {
+                let scale = _mm512_loadu_ps(job.grids.scales.as_ptr().add(at));
+                for t in 0..T {
+                    let cell = c.values.as_mut_ptr().add(p * c.stride + t * LANES);
+                    _mm512_storeu_ps(cell, _mm512_fmadd_ps(sums[p][t], scale, _mm512_loadu_ps(cell)));
+                }
             }
         }
     }

@@ -12,8 +12,8 @@
 use std::arch::x86_64::{
     __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps,
     _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps,
-    _mm512_mullo_epi32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
-    _mm512_shuffle_epi8, _mm512_srli_epi16, _mm512_storeu_ps,
+    _mm512_mullo_epi32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi16, _mm512_storeu_ps,
 };
 
 use super::expand::table_bytes;
@@ -72,11 +72,23 @@ fn tile<const FORM: u8, const P: usize, const T: usize>(job: &TileI8<'_>, c: &mu
     let mut a = job.a.as_ptr().cast::<i32>();
     let mut codes: [*const u8; P] =
         std::array::from_fn(|p| job.codes.bytes.as_ptr().wrapping_add(p * job.codes.stride));
+    // Cells stay in registers where there are enough of them.
+    let held = P * T <= 12;
+    let mut cells = [[_mm512_setzero_ps(); T]; P];
+    for p in 0..P {
+        for t in 0..T {
+            if held {
+                // SAFETY: checked above.
+                cells[p][t] = unsafe { _mm512_loadu_ps(c.values.as_ptr().add(p * c.stride + t * LANES)) };
+            }
+        }
+    }
     for (s, &quads) in job.quads.iter().enumerate() {
         let mut sums = [[_mm512_setzero_si512(); T]; P];
         let mut others = [_mm512_setzero_si512(); P];
         for t in 0..T {
-            let start = _mm512_set1_epi32(job.starts[s * T + t]);
+            // SAFETY: checked above.
+            let start = _mm512_set1_epi32(unsafe { *job.starts.get_unchecked(s * T + t) });
             for p in 0..P {
                 sums[p][t] = match job.grids.centers {
                     None => start,
@@ -140,11 +152,23 @@ fn tile<const FORM: u8, const P: usize, const T: usize>(job: &TileI8<'_>, c: &mu
                 let scale = _mm512_loadu_ps(job.grids.scales.as_ptr().add(at));
                 for t in 0..T {
                     let sum = if T == 1 { _mm512_add_epi32(sums[p][t], others[p]) } else { sums[p][t] };
-                    let cell = c.values.as_mut_ptr().add(p * c.stride + t * LANES);
-                    let factor = _mm512_mul_ps(scale, _mm512_set1_ps(job.steps[s * T + t]));
-                    let total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, _mm512_loadu_ps(cell));
-                    _mm512_storeu_ps(cell, total);
+                    let factor = _mm512_mul_ps(scale, _mm512_set1_ps(*job.steps.get_unchecked(s * T + t)));
+                    let sum = _mm512_cvtepi32_ps(sum);
+                    if held {
+                        cells[p][t] = _mm512_fmadd_ps(sum, factor, cells[p][t]);
+                    } else {
+                        let cell = c.values.as_mut_ptr().add(p * c.stride + t * LANES);
+                        _mm512_storeu_ps(cell, _mm512_fmadd_ps(sum, factor, _mm512_loadu_ps(cell)));
+                    }
                 }
+            }
+        }
+    }
+    for p in 0..P {
+        for t in 0..T {
+            if held {
+                // SAFETY: checked above.
+                unsafe { _mm512_storeu_ps(c.values.as_mut_ptr().add(p * c.stride + t * LANES), cells[p][t]) };
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::kernel::{
 };
 
 /// Most tokens that are multiplied straight from codes.
-const FEW: usize = 4;
+pub(super) const FEW: usize = 4;
 
 /// x · Wᵀ: `x` is `[tokens, cols]`, the result `[tokens, rows]`.
 pub(crate) fn exact(kernels: &Kernels, w: &Tiles, x: &[f32], tokens: usize) -> Vec<f32> {
@@ -32,12 +32,18 @@ pub(super) fn with_table(
     x: &[f32],
     tokens: usize,
 ) -> Vec<f32> {
-    let levels = match (table, &w.zeros) {
-        (Some(table), _) => Some(table),
-        (None, None) if w.bits == 4 => Some(std::array::from_fn(|code| code as f32 - f32::from(w.offset))),
-        _ => None,
-    };
+    let levels = nibble_levels(w, table);
     product(kernels, w, &Floats { kernels, w, levels }, x, tokens)
+}
+
+/// What four-bit codes stand for before the scale, where that is the same in all rows.
+pub(super) fn nibble_levels(w: &Tiles, table: Option<[f32; 16]>) -> Option<[f32; 16]> {
+    match (table, &w.zeros) {
+        _ if w.bits != 4 => table,
+        (Some(table), _) => Some(table),
+        (None, None) => Some(std::array::from_fn(|code| code as f32 - f32::from(w.offset))),
+        (None, Some(_)) => None,
+    }
 }
 
 struct Floats<'a> {

@@ -11,7 +11,7 @@
 //!
 //! Neighbours: [`super::exact`] and [`super::bf16`] are the same with other numbers.
 
-use super::{Cells, Job, Mode, Panel, product};
+use super::{Cells, Job, Mode, Panel, held, product};
 use crate::kernel::{
     CodeForm, Expand, Kernels, PanelCodes, TileI8,
     aligned::Aligned,
@@ -85,8 +85,12 @@ impl Mode for Bytes<'_> {
     type Word = u8;
     type Tile = Tile;
 
-    /// Panels of 16 KiB, tiles of 12 KiB.
-    const DEPTH: usize = 1024;
+    /// Panels of 8 KiB, of which two stay in the nearest cache.
+    const DEPTH: usize = 512;
+
+    fn together(&self, tokens: usize) -> usize {
+        held(self.w, tokens)
+    }
 
     fn tile(&self, x: &[f32], tokens: usize) -> Tile {
         let (padded, segments) = (self.w.padded, &self.w.segments);
