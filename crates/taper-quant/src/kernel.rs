@@ -1,11 +1,11 @@
 //! Products of packed weights, in the fastest instructions that the machine has.
 //!
 //! ```text
-//! Matrix (codes, grids) ──▶ exact::product   f32 activations, decoded weights
-//!                       └─▶ int8::product    activations rounded to bytes, integer sums per group
+//! rows, as files have them ──▶ Tiles     panels of 16 rows, repacked once; only one of the two is held
 //!                                │
-//!                                ▼
-//!                             Kernels: scalar | avx2 | avx512      chosen once, at run time
+//!                             product    exact: f32 activations  |  bf16  |  int8: bytes, integer sums per group
+//!                                │
+//!                             Kernels    scalar | avx2 | avx512      chosen once, at run time
 //! ```
 //!
 //! A `Kernels` table holds one function per inner loop. `scalar` is the specification; the other tables agree with it,
@@ -20,10 +20,11 @@
 
 #![allow(unsafe_code)]
 
-pub(crate) mod exact;
-pub(crate) mod int8;
 pub(crate) mod matrix;
+pub(crate) mod product;
 pub(crate) mod scalar;
+pub(crate) mod store;
+pub(crate) mod tiles;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -37,7 +38,6 @@ use half::f16;
 use std::fmt;
 
 pub use taper_core::kernel::{ISA_VARIABLE, Isa, available, force, isa};
-pub(crate) use taper_core::kernel::{aligned, sheet};
 
 /// With what numbers a product is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -45,12 +45,43 @@ pub enum Arithmetic {
     /// f32 activations times decoded weights, f32 sums: exact up to the order of summation.
     #[default]
     Exact,
+    /// Activations rounded to bf16 (2⁻⁹ of each), f32 sums. Integer weights stay exact, NF4 levels are rounded to bf16.
+    ///
+    /// For activations that are bf16 already nothing is lost, and machines with bf16 products take half the time.
+    Bf16,
     /// Activations rounded to eight bits per token and group of the weight; integer sums per group, f32 between groups.
     ///
     /// An activation x becomes round(127 x / max |x|) within its group: an error of at most max |x| / 254 each. On normal
-    /// activations that adds about 0.6 % (groups of 32) to 0.9 % (rows of 4096) of the output's norm, against 10 % that
-    /// int4 itself adds. Weights that the integer kernels do not know (NF4, reordered columns) stay exact.
+    /// activations that adds about 0.6 % (groups of 32) to 0.8 % (whole rows) of the output's norm, against 10 % that
+    /// int4 itself adds. NF4 levels become bytes as well: 1/254 of the block's largest.
     Int8,
+}
+
+/// Where activations that are rounded to eight bits get their scale.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum ActivationScale {
+    /// From the largest activation of each token and group of the weight (at most 1024 columns): max |x| / 127.
+    #[default]
+    Dynamic,
+    /// One scale for all, known from calibration, as W8A8 files state it: activations beyond ±127 scales are clipped.
+    Static(f32),
+}
+
+impl Arithmetic {
+    /// x · Wᵀ: `x` is `[tokens, cols]`, the result `[tokens, rows]`.
+    pub(crate) fn product(
+        self,
+        scale: ActivationScale,
+        (kernels, w): (&Kernels, &tiles::Tiles),
+        x: &[f32],
+        tokens: usize,
+    ) -> Vec<f32> {
+        match self {
+            Self::Exact => product::exact::exact(kernels, w, x, tokens),
+            Self::Bf16 => product::bf16::rounded(kernels, w, x, tokens),
+            Self::Int8 => product::int8::rounded(kernels, w, x, tokens, scale),
+        }
+    }
 }
 
 /// The table of an instruction set; `None` where the machine lacks it.
@@ -61,9 +92,9 @@ fn table(isa: Isa) -> Option<&'static Kernels> {
     match isa {
         Isa::Scalar => Some(&scalar::TABLE),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => Some(&avx2::TABLE),
+        Isa::Avx2 => Some(avx2::table()),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => Some(&avx512::TABLE),
+        Isa::Avx512 => Some(avx512::table()),
         _ => None,
     }
 }
@@ -97,18 +128,12 @@ impl Stream {
 
 /// The inner loops, for one instruction set.
 ///
-/// Codes are unsigned bytes everywhere (offset binary). `center` is the code of zero. A panel is `lanes` rows side by
-/// side, so that vectors run across rows and no sum crosses lanes.
+/// Codes are unsigned bytes everywhere (offset binary). `center` is the code of zero. A panel is 16 rows side by side
+/// ([`tiles`]), so that vectors run across rows and no sum crosses lanes.
 pub(crate) struct Kernels {
     pub(crate) isa: Isa,
-    /// Rows of a panel; at most 32.
-    pub(crate) lanes: usize,
-    /// Most tokens of an f32 tile.
-    pub(crate) tokens_f32: usize,
-    /// Most tokens of an integer tile.
-    pub(crate) tokens_i8: usize,
-    /// Brings bytes closer, without reading them.
-    pub(crate) prefetch: fn(&[u8]),
+    /// Most tokens of a tile; at most 12.
+    pub(crate) tokens: usize,
     /// Codes of `out.len()` columns, one byte each; bytes that the row lacks count as 0.
     pub(crate) unpack: fn(row: &[u8], stream: Stream, out: &mut [u8]),
     /// Half to single precision.
@@ -117,26 +142,31 @@ pub(crate) struct Kernels {
     pub(crate) decode: fn(codes: &[u8], center: f32, scale: f32, out: &mut [f32]),
     /// `out[i] = levels[codes[i]] · scale`; codes are below 16.
     pub(crate) lookup: fn(codes: &[u8], levels: &[f32; 16], scale: f32, out: &mut [f32]),
-    /// One row of codes times one token.
-    pub(crate) row_f32: fn(&RowF32<'_>) -> f32,
-    /// Rows of packed codes times up to [`SLICED`] tokens, without unpacking them; `None` where that gains nothing.
-    pub(crate) sliced_f32: Option<fn(&SlicedF32<'_>, out: &mut [f32])>,
-    /// Decodes a panel, `out` is `[depth, lanes]`.
-    pub(crate) panel_f32: fn(&PanelF32<'_>, out: &mut [f32]),
-    /// `c += a · panel`: `a` is `[depth, tokens]`, `panel` `[depth, lanes]`, `c` `[tokens, lanes]`.
-    pub(crate) tile_f32: fn(a: &[f32], panel: &[f32], c: &mut [f32]),
     /// Rounds one group of activations to bytes; the result is their scale, NaN where one is not finite.
     pub(crate) quantize: fn(x: &[f32], out: &mut [i8]) -> f32,
-    /// One row of codes times one token of bytes.
-    pub(crate) row_i8: fn(&RowI8<'_>) -> f32,
-    /// Rows of packed nibbles times one token of bytes, without unpacking them.
-    pub(crate) nibbles_i8: Option<fn(&NibblesI8<'_>, out: &mut [f32])>,
-    /// Turns `[lanes, depth]` codes into `[depth / 4, lanes, 4]`.
-    pub(crate) panel_i8: fn(codes: &[u8], depth: usize, out: &mut [u8]),
-    /// As `panel_i8` from packed nibbles: of each eight columns the even ones make a quad, then the odd ones.
-    pub(crate) panel_nibbles: Option<fn(&PanelNibbles<'_>, out: &mut [u8])>,
-    /// Sums of integer products, scaled group by group.
-    pub(crate) tile_i8: fn(&TileI8<'_>, c: &mut [f32]),
+    /// Codes of a panel, one byte each: `[quads, 16, 4]`.
+    pub(crate) expand: fn(&Expand<'_>, out: &mut [u8]),
+    /// Decoded weights of a panel, `[columns, 16]`.
+    pub(crate) expand_f32: fn(&ExpandFloat<'_>, out: &mut [f32]),
+    /// Products of bf16; `None` where the machine has no instruction for them.
+    pub(crate) bf16: Option<Bf16>,
+    /// Sums of integer products, scaled segment by segment.
+    pub(crate) tile_i8: fn(&TileI8<'_>, c: &mut Cells<'_>),
+    /// Few tokens times packed codes; `None` where that gains nothing.
+    pub(crate) few_f32: Option<fn(&FewF32<'_>, c: &mut Cells<'_>)>,
+    /// `c += a · panel`: `a` is `[columns, tokens]`, panels are `[columns, 16]`, `stride` values apart.
+    pub(crate) tile_f32: fn(a: &[f32], panels: &[f32], stride: usize, c: &mut Cells<'_>),
+}
+
+/// The inner loops of bf16 products.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16 {
+    /// Levels of a panel, not scaled, in pairs of columns: `[columns / 2, 16, 2]`.
+    pub(crate) expand: fn(&ExpandFloat<'_>, out: &mut [u16]),
+    /// As [`Kernels::tile_i8`].
+    pub(crate) tile: fn(&TileBf16<'_>, c: &mut Cells<'_>),
+    /// Up to four tokens times packed nibbles.
+    pub(crate) few: fn(&FewBf16<'_>, c: &mut Cells<'_>),
 }
 
 impl fmt::Debug for Kernels {
@@ -154,121 +184,131 @@ pub(crate) enum Levels<'a> {
     Table(&'a [f32; 16]),
 }
 
-/// Σ over groups of scale · Σ (level · x).
+/// A panel's codes, to be spread to bytes.
 #[derive(Debug)]
-pub(crate) struct RowF32<'a> {
-    /// One byte per column.
+pub(crate) struct Expand<'a> {
+    /// Whole units of lines.
     pub(crate) codes: &'a [u8],
-    pub(crate) levels: Levels<'a>,
-    /// Columns per group.
-    pub(crate) span: usize,
-    /// One per group.
-    pub(crate) scales: &'a [f32],
-    /// One per group.
-    pub(crate) centers: &'a [f32],
-    /// One per column.
-    pub(crate) x: &'a [f32],
-}
-
-/// Most tokens of [`SlicedF32`].
-pub(crate) const SLICED: usize = 4;
-
-/// As [`RowF32`] for several rows of packed codes of two or four bits and several tokens; the result is `[tokens, rows]`.
-#[derive(Debug)]
-pub(crate) struct SlicedF32<'a> {
-    pub(crate) rows: usize,
-    /// 1 to [`SLICED`].
-    pub(crate) tokens: usize,
-    /// `[rows, row_bytes]`.
-    pub(crate) codes: &'a [u8],
-    pub(crate) row_bytes: usize,
-    /// 2 or 4.
+    /// Bits of a code.
     pub(crate) bits: usize,
-    pub(crate) cols: usize,
-    /// A multiple of a block (512 / bits columns), a divisor of it that is a multiple of 32 / bits, or all columns.
-    pub(crate) span: usize,
+    /// What becomes of four-bit codes.
+    pub(crate) table: Option<&'a [u8; 16]>,
+}
+
+/// A panel's codes, to become numbers.
+#[derive(Debug)]
+pub(crate) struct ExpandFloat<'a> {
+    /// `[quads, 16, 4]`.
+    pub(crate) codes: &'a [u8],
     pub(crate) levels: Levels<'a>,
-    /// `[rows, groups]`.
+    /// Quads of each segment.
+    pub(crate) quads: &'a [u32],
+    /// `[segments, 16]`.
     pub(crate) scales: &'a [f32],
-    /// `[rows, groups]`.
-    pub(crate) centers: &'a [f32],
-    /// Of each token, block by block, `[32 / bits, 16]`: the k-th code of each of sixteen 32-bit words; zeros beyond the last column.
-    pub(crate) x: &'a [f32],
+    pub(crate) offset: i32,
+    /// `[segments, 16]`, where not all are `offset`.
+    pub(crate) centers: Option<&'a [i32]>,
 }
 
-/// A panel to decode.
+/// Sums of some panels and tokens.
 #[derive(Debug)]
-pub(crate) struct PanelF32<'a> {
-    /// `[lanes, depth]`.
-    pub(crate) codes: &'a [u8],
-    pub(crate) depth: usize,
-    pub(crate) levels: Levels<'a>,
-    /// The group of each of `depth` columns.
-    pub(crate) groups: &'a [u32],
-    /// `[groups, lanes]`.
+pub(crate) struct Cells<'a> {
+    /// Panel `p` has its `[tokens, 16]` sums from `p · stride` on.
+    pub(crate) values: &'a mut [f32],
+    pub(crate) stride: usize,
+    /// 1, 2 or 4.
+    pub(crate) panels: usize,
+    pub(crate) tokens: usize,
+}
+
+impl Cells<'_> {
+    /// The sums of a panel.
+    pub(crate) fn panel(&mut self, panel: usize) -> &mut [[f32; tiles::LANES]] {
+        let start = panel * self.stride;
+        self.values[start..start + self.tokens * tiles::LANES].as_chunks_mut().0
+    }
+}
+
+/// Codes of panels, side by side.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PanelCodes<'a> {
+    pub(crate) bytes: &'a [u8],
+    /// Bytes from one panel to the next.
+    pub(crate) stride: usize,
+    pub(crate) form: CodeForm<'a>,
+}
+
+/// How a line says codes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum CodeForm<'a> {
+    /// A quad of bytes.
+    Bytes,
+    /// A quad of low nibbles and one of high nibbles.
+    Nibbles,
+    /// As nibbles, each of which stands for a byte.
+    Table(&'a [u8; 16]),
+}
+
+/// Scales and centers of panels, side by side.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PanelGrids<'a> {
+    /// `[segments, 16]` of each panel.
     pub(crate) scales: &'a [f32],
-    /// `[groups, lanes]`.
-    pub(crate) centers: &'a [f32],
+    /// Numbers from one panel to the next.
+    pub(crate) stride: usize,
+    pub(crate) offset: i32,
+    /// As the scales, where not all centers are `offset`.
+    pub(crate) centers: Option<&'a [i32]>,
 }
 
-/// Σ over groups of scale · step · (Σ code · a − center · Σ a).
-#[derive(Debug)]
-pub(crate) struct RowI8<'a> {
-    /// One byte per column.
-    pub(crate) codes: &'a [u8],
-    pub(crate) span: usize,
-    /// One per group.
-    pub(crate) scales: &'a [f32],
-    /// One per group.
-    pub(crate) centers: &'a [i32],
-    pub(crate) token: &'a int8::Token,
-}
-
-/// As [`RowI8`] for several rows of packed nibbles.
-#[derive(Debug)]
-pub(crate) struct NibblesI8<'a> {
-    /// `[out.len(), row_bytes]`.
-    pub(crate) codes: &'a [u8],
-    pub(crate) row_bytes: usize,
-    pub(crate) cols: usize,
-    /// A multiple of 128, a divisor of it that is a multiple of 8, or all columns.
-    pub(crate) span: usize,
-    /// `[out.len(), groups]`.
-    pub(crate) scales: &'a [f32],
-    /// `[out.len(), groups]`.
-    pub(crate) centers: &'a [i32],
-    pub(crate) token: &'a int8::Token,
-}
-
-/// A panel of packed nibbles; rows beyond the last, and columns beyond the end of a row, count as 0.
-#[derive(Debug)]
-pub(crate) struct PanelNibbles<'a> {
-    /// `[rows, row_bytes]`.
-    pub(crate) codes: &'a [u8],
-    pub(crate) row_bytes: usize,
-    pub(crate) rows: usize,
-    /// First column, a multiple of 8.
-    pub(crate) start: usize,
-    /// Columns, a multiple of 8.
-    pub(crate) depth: usize,
-}
-
-/// `c[t, n] += Σ over groups of (Σ code · a − center · Σ a) · step · scale`.
+/// `c[t, n] += Σ over segments of (Σ code · a − center · Σ a) · step · scale`.
 #[derive(Debug)]
 pub(crate) struct TileI8<'a> {
-    pub(crate) tokens: usize,
-    /// `[groups · quads, tokens, 4]`.
+    pub(crate) codes: PanelCodes<'a>,
+    /// Quads of each segment; even for nibbles.
+    pub(crate) quads: &'a [u32],
+    pub(crate) grids: PanelGrids<'a>,
+    /// `[quads, tokens, 4]`.
     pub(crate) a: &'a [i8],
-    /// `[groups · quads, lanes, 4]`.
-    pub(crate) panel: &'a [u8],
-    /// Runs of four columns per group.
-    pub(crate) quads: usize,
-    /// `[groups, lanes]`.
-    pub(crate) scales: &'a [f32],
-    /// `[groups, lanes]`.
-    pub(crate) centers: &'a [i32],
-    /// Scales of the activations, `[groups, tokens]`.
+    /// −Σ a, times the offset unless there are centers: `[segments, tokens]`.
+    pub(crate) starts: &'a [i32],
+    /// Scales of the activations, `[segments, tokens]`.
     pub(crate) steps: &'a [f32],
-    /// Sums of the activations, `[groups, tokens]`.
-    pub(crate) sums: &'a [i32],
+}
+
+/// `c[t, n] += Σ over segments of scale · Σ level · x`.
+#[derive(Debug)]
+pub(crate) struct FewF32<'a> {
+    pub(crate) codes: PanelCodes<'a>,
+    /// The sixteen levels of nibbles, where there is no center to take away.
+    pub(crate) levels: Levels<'a>,
+    pub(crate) quads: &'a [u32],
+    pub(crate) grids: PanelGrids<'a>,
+    /// `[columns, tokens]`.
+    pub(crate) x: &'a [f32],
+}
+
+/// `c[t, n] += Σ over segments of scale · Σ level · a`.
+#[derive(Debug)]
+pub(crate) struct TileBf16<'a> {
+    /// `[columns / 2, 16, 2]` of each panel.
+    pub(crate) panels: &'a [u16],
+    /// Numbers from one panel to the next.
+    pub(crate) stride: usize,
+    pub(crate) quads: &'a [u32],
+    pub(crate) grids: PanelGrids<'a>,
+    /// `[columns / 2, tokens, 2]`.
+    pub(crate) a: &'a [u16],
+}
+
+/// `c[t, n] += Σ over segments of scale · Σ level · a`, straight from nibbles.
+#[derive(Debug)]
+pub(crate) struct FewBf16<'a> {
+    pub(crate) codes: PanelCodes<'a>,
+    /// bf16 of each code.
+    pub(crate) levels: [u16; 16],
+    pub(crate) quads: &'a [u32],
+    pub(crate) grids: PanelGrids<'a>,
+    /// Of each eight columns the pairs of [`tiles::NIBBLE_PAIRS`]: `[columns / 2, tokens, 2]`.
+    pub(crate) a: &'a [u16],
 }

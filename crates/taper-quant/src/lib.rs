@@ -39,7 +39,7 @@ pub use code::nf4::Nf4Scheme;
 pub use codec::codecs;
 pub use error::{Error, Result};
 pub use fit::{Fit, ScaleSign, Search};
-pub use kernel::Arithmetic;
+pub use kernel::{ActivationScale, Arithmetic};
 pub use layout::IntLayout;
 pub use packed_int::PackedInt;
 pub use packed_nf4::PackedNf4;

@@ -4,13 +4,15 @@
 //! row o, column i:   ŵ = scale[o, i / group] · (q[o, i] − zero[o, i / group])
 //! ```
 //!
-//! Codes stay as the file has them (shared, never copied on clone); a product or a row lookup decodes one row at a time.
+//! Codes stay as the file has them (shared, never copied on clone) until the first product, which repacks them for the
+//! kernels; then only that form is held. A row lookup decodes one row at a time from either.
 //! A convolution weight `[out, in / groups, kh, kw]` is a matrix `[out, rest]` here.
 //!
 //! Neighbours: [`crate::layout`] says what is stored, [`crate::codec`] reads and writes it, [`crate::code::int`] has the
 //! arithmetic.
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 use std::sync::Arc;
 use taper_core::{
     Encoding, Parts, Rows, Weight,
@@ -19,21 +21,24 @@ use taper_core::{
 
 use crate::{
     Error, Result,
-    code::int::{self, Form},
+    code::int::{self, Form as CodeForm},
     codec,
     fit::{Fit, Grid, ScaleSign},
     kernel::{
-        self, Arithmetic, Levels, Stream,
-        matrix::{Grids, Matrix, ScaleSource},
+        self, ActivationScale, Arithmetic, Levels, Stream,
+        matrix::{FillScales, Grids, Matrix, ScaleSource},
+        store::{Form, Store},
+        tiles::{TileScales, Tiles, along},
     },
     layout::{self, IntLayout},
+    pack,
     scales::Scales,
     scheme::{Granularity, ScaleType, Scheme},
 };
 
 /// A weight of packed integers; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct PackedInt(Arc<Stored>, Arithmetic);
+pub struct PackedInt(Arc<Stored>, Arithmetic, ActivationScale);
 
 /// What [`PackedInt`] shares. Built by the codecs, which have checked that all of it fits together.
 #[derive(Debug)]
@@ -41,15 +46,21 @@ pub(crate) struct Stored {
     pub(crate) shape: Vec<usize>,
     pub(crate) scheme: Scheme,
     pub(crate) layout: IntLayout,
-    /// `rows · row_bytes`.
-    pub(crate) codes: Arc<[u8]>,
     pub(crate) row_bytes: usize,
     /// Scales per row.
     pub(crate) groups: usize,
-    pub(crate) scales: Scales,
-    pub(crate) zeros: Option<Vec<i8>>,
     /// The group of each column, where columns were reordered before grouping.
     pub(crate) column_groups: Option<Vec<u32>>,
+    pub(crate) store: Store<IntRows>,
+}
+
+/// The arrays of a weight, as a file has them.
+#[derive(Debug)]
+pub(crate) struct IntRows {
+    /// `rows · row_bytes`.
+    pub(crate) codes: Arc<[u8]>,
+    pub(crate) scales: Scales,
+    pub(crate) zeros: Option<Vec<i8>>,
 }
 
 impl PackedInt {
@@ -96,17 +107,19 @@ impl PackedInt {
             shape: shape.to_vec(),
             scheme: *scheme,
             layout,
-            codes: encoded.codes.into(),
             row_bytes: encoded.row_bytes,
             groups: cols.div_ceil(scheme.granularity.span(cols)),
-            scales: Scales::new(&encoded.scales, scheme.scales),
-            zeros: encoded.zeros,
             column_groups: None,
+            store: Store::new(IntRows {
+                codes: encoded.codes.into(),
+                scales: Scales::new(&encoded.scales, scheme.scales),
+                zeros: encoded.zeros,
+            }),
         }))
     }
 
     pub(crate) fn from_stored(stored: Stored) -> Self {
-        Self(Arc::new(stored), Arithmetic::default())
+        Self(Arc::new(stored), Arithmetic::default(), ActivationScale::default())
     }
 
     pub(crate) fn stored(&self) -> &Stored {
@@ -117,6 +130,13 @@ impl PackedInt {
     #[must_use]
     pub fn with_arithmetic(mut self, arithmetic: Arithmetic) -> Self {
         self.1 = arithmetic;
+        self
+    }
+
+    /// The same weight, whose products under [`Arithmetic::Int8`] round activations by `scale`.
+    #[must_use]
+    pub fn with_activation_scale(mut self, scale: ActivationScale) -> Self {
+        self.2 = scale;
         self
     }
 
@@ -138,15 +158,7 @@ impl PackedInt {
         self.0.layout
     }
 
-    /// The stored bytes of a row of codes, in the form that [`IntLayout::form`] states.
-    #[must_use]
-    pub fn row_codes(&self, row: usize) -> &[u8] {
-        let start = row * self.0.row_bytes;
-        self.0.codes.get(start..start + self.0.row_bytes).unwrap_or_default()
-    }
-
     /// Scale and zero point of a group of a row.
-    #[inline]
     #[must_use]
     pub fn grid(&self, row: usize, group: usize) -> Grid {
         let stored = &*self.0;
@@ -155,22 +167,73 @@ impl PackedInt {
             Granularity::Channel => row,
             Granularity::Group(_) => row * stored.groups + group,
         };
-        let scale = match stored.layout {
-            IntLayout::BitsAndBytes => stored.scales.get(index) / 127.0,
-            _ => stored.scales.get(index),
-        };
-        let zero = stored.zeros.as_ref().and_then(|z| z.get(index)).map_or(0, |&z| i32::from(z));
-        Grid { scale, zero }
+        match stored.store.form() {
+            Form::Rows(rows) => Grid {
+                scale: rows.scale(stored.layout, index),
+                zero: rows.zeros.as_ref().and_then(|z| z.get(index)).map_or(0, |&z| i32::from(z)),
+            },
+            Form::Tiles(tiles, _) => {
+                Grid { scale: tiles.scale(row, group), zero: tiles.zero(row, group).into() }
+            }
+        }
     }
 
-    /// What the kernels see.
-    fn with_matrix<T>(&self, work: impl FnOnce(&Matrix<'_>) -> T) -> T {
+    /// The arrays as a file has them; made again where only tiles are held.
+    pub(crate) fn rows_form(&self) -> Arc<IntRows> {
+        match self.0.store.form() {
+            Form::Rows(rows) => rows,
+            Form::Tiles(tiles, kept) => Arc::new(self.untile(&tiles, &kept)),
+        }
+    }
+
+    fn untile(&self, tiles: &Tiles, kept: &IntRows) -> IntRows {
         let stored = &*self.0;
-        let each = |row: usize, scales: &mut [f32]| {
-            scales.iter_mut().enumerate().for_each(|(g, scale)| *scale = self.grid(row, g).scale);
+        let (groups, shared) = (stored.groups, stored.scheme.granularity == Granularity::Tensor);
+        let mut codes = vec![0u8; tiles.rows * stored.row_bytes];
+        let row = |codes: &mut Vec<u8>, (row, out): (usize, &mut [u8])| {
+            tiles.codes_of_row(row, codes);
+            match stored.layout.form(stored.scheme.bits) {
+                CodeForm::Packed(bits) => pack::pack(codes, bits, out),
+                CodeForm::Signed => out.iter_mut().zip(&*codes).for_each(|(out, code)| *out = code ^ 0x80),
+            }
+        };
+        let chunks = codes.par_chunks_exact_mut(stored.row_bytes.max(1)).enumerate();
+        chunks.for_each_init(|| vec![0u8; tiles.cols], row);
+        let scales = match &tiles.scales {
+            TileScales::F16(s) => Scales::F16(along(s, tiles.rows, groups, shared)),
+            TileScales::BF16(s) => Scales::BF16(along(s, tiles.rows, groups, shared)),
+            TileScales::F32(s) => Scales::F32(along(s, tiles.rows, groups, shared)),
+            TileScales::Each(_) => kept.scales.clone(),
+        };
+        let zeros = tiles.zeros.as_ref().map(|zeros| along(zeros, tiles.rows, groups, shared));
+        IntRows { codes: codes.into(), scales, zeros }
+    }
+
+    /// The tiles that products read; the rows are let go of.
+    fn tiles(&self) -> Arc<Tiles> {
+        self.0.store.tiles(|rows| {
+            let tiles = self.with_matrix(rows, |w| Tiles::new(kernel::active(), w));
+            // Scales that are computed from what the file has need that.
+            let scales = match self.0.layout {
+                IntLayout::BitsAndBytes => rows.scales.clone(),
+                _ => Scales::F32(vec![]),
+            };
+            (tiles, IntRows { codes: Arc::from([]), scales, zeros: None })
+        })
+    }
+
+    /// What the kernels see of rows.
+    fn with_matrix<T>(&self, arrays: &IntRows, work: impl FnOnce(&Matrix<'_>) -> T) -> T {
+        let stored = &*self.0;
+        let each: FillScales = match (&arrays.scales, stored.layout) {
+            (Scales::F32(maxima), IntLayout::BitsAndBytes) => {
+                let maxima = maxima.clone();
+                Arc::new(move |row, out| out.fill(maxima.get(row).map_or(0.0, |m| m / 127.0)))
+            }
+            _ => Arc::new(|_, _| {}),
         };
         let grids = Grids {
-            scales: match (&stored.scales, stored.layout) {
+            scales: match (&arrays.scales, stored.layout) {
                 (_, IntLayout::BitsAndBytes) => ScaleSource::Each(&each),
                 (Scales::F16(scales), _) => ScaleSource::F16(scales),
                 (Scales::BF16(scales), _) => ScaleSource::BF16(scales),
@@ -178,16 +241,16 @@ impl PackedInt {
             },
             shared: stored.scheme.granularity == Granularity::Tensor,
             offset: 1 << (stored.scheme.bits.get() - 1),
-            zeros: stored.zeros.as_deref(),
+            zeros: arrays.zeros.as_deref(),
         };
         work(&Matrix {
             rows: self.rows(),
             cols: self.cols(),
-            codes: &stored.codes,
+            codes: &arrays.codes,
             row_bytes: stored.row_bytes,
             stream: match stored.layout.form(stored.scheme.bits) {
-                Form::Packed(bits) => Stream::Low(bits.get()),
-                Form::Signed => Stream::Signed,
+                CodeForm::Packed(bits) => Stream::Low(bits.get()),
+                CodeForm::Signed => Stream::Signed,
             },
             levels: Levels::Integers,
             span: stored.scheme.granularity.span(self.cols()),
@@ -201,6 +264,16 @@ impl PackedInt {
     #[must_use]
     pub fn column_groups(&self) -> Option<&[u32]> {
         self.0.column_groups.as_deref()
+    }
+}
+
+impl IntRows {
+    /// The scale at an index, as it multiplies.
+    fn scale(&self, layout: IntLayout, index: usize) -> f32 {
+        match layout {
+            IntLayout::BitsAndBytes => self.scales.get(index) / 127.0,
+            _ => self.scales.get(index),
+        }
     }
 }
 
@@ -241,15 +314,14 @@ impl Rows for PackedInt {
     }
 
     fn decode_row(&self, row: usize, out: &mut [f32]) {
-        self.with_matrix(|w| w.decode_row(kernel::active(), row, out));
+        match self.0.store.form() {
+            Form::Rows(rows) => self.with_matrix(&rows, |w| w.decode_row(kernel::active(), row, out)),
+            Form::Tiles(tiles, _) => tiles.decode_row(kernel::active(), row, out),
+        }
     }
 
     fn product(&self, x: &[f32], batch: usize) -> Vec<f32> {
-        let reordered = self.0.column_groups.is_some();
-        self.with_matrix(|w| match self.1 {
-            Arithmetic::Int8 if !reordered => kernel::int8::product(kernel::active(), w, x, batch),
-            _ => kernel::exact::product(kernel::active(), w, x, batch),
-        })
+        self.1.product(self.2, (kernel::active(), &self.tiles()), x, batch)
     }
 }
 

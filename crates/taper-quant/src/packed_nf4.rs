@@ -6,6 +6,7 @@
 //! Neighbours: [`crate::code::nf4`] has the arithmetic, [`crate::codec`] reads and writes the arrays.
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 use std::sync::Arc;
 use taper_core::{
     Encoding, Parts, Rows, Weight,
@@ -18,8 +19,10 @@ use crate::{
     codec::{self, bitsandbytes_nf4::ValueType},
     fit::Fit,
     kernel::{
-        self, Levels, Stream,
-        matrix::{Grids, Matrix, ScaleSource},
+        self, ActivationScale, Arithmetic, Levels, Stream,
+        matrix::{FillScales, Grids, Matrix, ScaleSource},
+        store::{Form, Store},
+        tiles::{TileScales, Tiles, along},
     },
     layout,
     packed_int::columns,
@@ -27,7 +30,7 @@ use crate::{
 
 /// A weight of NF4 codes; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct PackedNf4(Arc<Stored>);
+pub struct PackedNf4(Arc<Stored>, Arithmetic, ActivationScale);
 
 /// What [`PackedNf4`] shares. Built by the codec, which has checked that all of it fits together.
 #[derive(Debug)]
@@ -36,10 +39,18 @@ pub(crate) struct Stored {
     pub(crate) scheme: Nf4Scheme,
     /// The type of the values that were encoded; bitsandbytes decodes to it.
     pub(crate) decoded: ValueType,
+    pub(crate) table: [f32; 16],
+    /// Bytes that share a nested scale; [`nf4::NESTED_BLOCK`] where scales are not nested.
+    pub(crate) nested_block: usize,
+    pub(crate) store: Store<Nf4Rows>,
+}
+
+/// The arrays of a weight, as a file has them.
+#[derive(Debug)]
+pub(crate) struct Nf4Rows {
     /// ⌈elements / 2⌉ bytes.
     pub(crate) codes: Arc<[u8]>,
-    pub(crate) table: [f32; 16],
-    pub(crate) absmax: Absmax,
+    pub(crate) absmax: Arc<Absmax>,
 }
 
 impl PackedNf4 {
@@ -69,14 +80,34 @@ impl PackedNf4 {
             shape: shape.to_vec(),
             scheme,
             decoded,
-            codes: encoded.codes.into(),
             table: nf4::TABLE,
-            absmax: encoded.absmax,
+            nested_block: nested_block(&encoded.absmax),
+            store: Store::new(Nf4Rows { codes: encoded.codes.into(), absmax: Arc::new(encoded.absmax) }),
         }))
     }
 
     pub(crate) fn from_stored(stored: Stored) -> Self {
-        Self(Arc::new(stored))
+        Self(Arc::new(stored), Arithmetic::default(), ActivationScale::default())
+    }
+
+    /// The same weight (its bytes are shared), whose products use `arithmetic`.
+    #[must_use]
+    pub fn with_arithmetic(mut self, arithmetic: Arithmetic) -> Self {
+        self.1 = arithmetic;
+        self
+    }
+
+    /// The same weight, whose products under [`Arithmetic::Int8`] round activations by `scale`.
+    #[must_use]
+    pub fn with_activation_scale(mut self, scale: ActivationScale) -> Self {
+        self.2 = scale;
+        self
+    }
+
+    /// With what numbers products are computed.
+    #[must_use]
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.1
     }
 
     pub(crate) fn stored(&self) -> &Stored {
@@ -89,17 +120,75 @@ impl PackedNf4 {
         self.0.scheme
     }
 
-    /// The codes, two per byte, the first in the high nibble.
-    #[must_use]
-    pub fn codes(&self) -> &[u8] {
-        &self.0.codes
+    /// The arrays as a file has them; made again where only tiles are held.
+    pub(crate) fn rows_form(&self) -> Arc<Nf4Rows> {
+        match self.0.store.form() {
+            Form::Rows(rows) => rows,
+            Form::Tiles(tiles, kept) => Arc::new(untile(&tiles, &kept)),
+        }
     }
 
-    /// The scales of the blocks.
-    #[must_use]
-    pub fn absmax(&self) -> &Absmax {
-        &self.0.absmax
+    /// The tiles that products read, for which the rows are let go of; `None` where blocks or bytes are shared between
+    /// rows.
+    fn tiles(&self) -> Option<Arc<Tiles>> {
+        let (cols, block) = (self.cols(), self.0.scheme.block.get());
+        (cols.is_multiple_of(block) && cols.is_multiple_of(2)).then(|| {
+            self.0.store.tiles(|rows| {
+                let tiles = self.with_matrix(rows, |w| Tiles::new(kernel::active(), w));
+                let absmax = match &*rows.absmax {
+                    Absmax::Plain(_) => Arc::new(Absmax::Plain(vec![])),
+                    Absmax::Nested(_) => Arc::clone(&rows.absmax),
+                };
+                (tiles, Nf4Rows { codes: Arc::from([]), absmax })
+            })
+        })
     }
+
+    /// What the kernels see of rows that share neither blocks nor bytes.
+    fn with_matrix<T>(&self, arrays: &Nf4Rows, work: impl FnOnce(&Matrix<'_>) -> T) -> T {
+        let stored = &*self.0;
+        let (cols, block) = (self.cols(), stored.scheme.block.get());
+        let groups = cols / block;
+        let absmax = Arc::clone(&arrays.absmax);
+        let each: FillScales = Arc::new(move |row, scales| {
+            scales.iter_mut().enumerate().for_each(|(g, s)| *s = absmax.get(row * groups + g));
+        });
+        let scales = match &*arrays.absmax {
+            Absmax::Plain(scales) => ScaleSource::F32(scales),
+            Absmax::Nested(_) => ScaleSource::Each(&each),
+        };
+        work(&Matrix {
+            rows: self.rows(),
+            cols,
+            codes: &arrays.codes,
+            row_bytes: cols / 2,
+            stream: Stream::High,
+            levels: Levels::Table(&stored.table),
+            span: block,
+            column_groups: None,
+            groups,
+            grids: Grids { scales, shared: false, offset: 0, zeros: None },
+        })
+    }
+}
+
+/// Rows as a file has them.
+fn untile(tiles: &Tiles, kept: &Nf4Rows) -> Nf4Rows {
+    let row_bytes = tiles.cols / 2;
+    let mut packed = vec![0u8; tiles.rows * row_bytes];
+    packed.par_chunks_exact_mut(row_bytes.max(1)).enumerate().for_each_init(
+        || vec![0u8; tiles.cols],
+        |codes, (row, out)| {
+            tiles.codes_of_row(row, codes);
+            let pairs = codes.as_chunks::<2>().0;
+            out.iter_mut().zip(pairs).for_each(|(out, [high, low])| *out = high << 4 | low);
+        },
+    );
+    let absmax = match &tiles.scales {
+        TileScales::F32(s) => Arc::new(Absmax::Plain(along(s, tiles.rows, tiles.groups, false))),
+        _ => Arc::clone(&kept.absmax),
+    };
+    Nf4Rows { codes: packed.into(), absmax }
 }
 
 impl Rows for PackedNf4 {
@@ -113,47 +202,24 @@ impl Rows for PackedNf4 {
 
     fn decode_row(&self, row: usize, out: &mut [f32]) {
         let stored = &*self.0;
-        let start = row * out.len();
-        if self.with_matrix(|w| w.decode_row(kernel::active(), row, out)).is_some() {
-            return;
+        let (cols, block) = (self.cols(), stored.scheme.block.get());
+        match stored.store.form() {
+            Form::Tiles(tiles, _) => tiles.decode_row(kernel::active(), row, out),
+            Form::Rows(rows) if cols.is_multiple_of(block) && cols.is_multiple_of(2) => {
+                self.with_matrix(&rows, |w| w.decode_row(kernel::active(), row, out));
+            }
+            Form::Rows(rows) => {
+                let start = row * out.len();
+                nf4::decode(&rows.codes, &stored.table, &rows.absmax, block, start, out);
+            }
         }
-        nf4::decode(&stored.codes, &stored.table, &stored.absmax, stored.scheme.block.get(), start, out);
     }
 
     fn product(&self, x: &[f32], batch: usize) -> Vec<f32> {
-        self.with_matrix(|w| kernel::exact::product(kernel::active(), w, x, batch))
-            .unwrap_or_else(|| rows::matmul_slice(self, x, batch))
-    }
-}
-
-impl PackedNf4 {
-    /// What the kernels see; `None` where blocks or bytes are shared between rows.
-    fn with_matrix<T>(&self, work: impl FnOnce(&Matrix<'_>) -> T) -> Option<T> {
-        let stored = &*self.0;
-        let (cols, block) = (self.cols(), stored.scheme.block.get());
-        if !cols.is_multiple_of(block) || !cols.is_multiple_of(2) {
-            return None;
+        match self.tiles() {
+            Some(tiles) => self.1.product(self.2, (kernel::active(), &tiles), x, batch),
+            None => rows::matmul_slice(self, x, batch),
         }
-        let groups = cols / block;
-        let each = |row: usize, scales: &mut [f32]| {
-            scales.iter_mut().enumerate().for_each(|(g, s)| *s = stored.absmax.get(row * groups + g));
-        };
-        let scales = match &stored.absmax {
-            Absmax::Plain(scales) => ScaleSource::F32(scales),
-            Absmax::Nested(_) => ScaleSource::Each(&each),
-        };
-        Some(work(&Matrix {
-            rows: self.rows(),
-            cols,
-            codes: &stored.codes,
-            row_bytes: cols / 2,
-            stream: Stream::High,
-            levels: Levels::Table(&stored.table),
-            span: block,
-            column_groups: None,
-            groups,
-            grids: Grids { scales, shared: false, offset: 0, zeros: None },
-        }))
     }
 }
 
@@ -168,7 +234,7 @@ impl Weight for PackedNf4 {
 
     fn nbytes(&self) -> usize {
         let stored = &*self.0;
-        let nested = nested_block(stored);
+        let nested = stored.nested_block;
         layout::nbytes(&codec::bitsandbytes_nf4::arrays(&stored.shape, stored.scheme, nested, stored.decoded))
     }
 
@@ -190,8 +256,8 @@ impl Weight for PackedNf4 {
 }
 
 /// Bytes that share a nested scale.
-pub(crate) fn nested_block(stored: &Stored) -> usize {
-    match &stored.absmax {
+pub(crate) fn nested_block(absmax: &Absmax) -> usize {
+    match absmax {
         Absmax::Plain(_) => nf4::NESTED_BLOCK,
         Absmax::Nested(nested) => nested.block,
     }

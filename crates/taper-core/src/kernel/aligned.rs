@@ -26,9 +26,9 @@ unsafe impl Number for u8 {}
 // SAFETY: every bit pattern is a value.
 unsafe impl Number for i8 {}
 // SAFETY: every bit pattern is a value.
-unsafe impl Number for i32 {}
-// SAFETY: every bit pattern is a value.
 unsafe impl Number for u16 {}
+// SAFETY: every bit pattern is a value.
+unsafe impl Number for i32 {}
 // SAFETY: every bit pattern is a value.
 unsafe impl Number for u32 {}
 // SAFETY: every bit pattern is a value.

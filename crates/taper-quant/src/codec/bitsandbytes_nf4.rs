@@ -24,8 +24,9 @@ use taper_core::{
 use super::{array, module};
 use crate::{
     code::nf4::{Absmax, BlockScales, Nested, Nf4Scheme},
+    kernel::store::Store,
     layout::{Arrays, CODES},
-    packed_nf4::{PackedNf4, Stored, nested_block},
+    packed_nf4::{Nf4Rows, PackedNf4, Stored, nested_block},
 };
 
 /// The codec's id.
@@ -246,16 +247,17 @@ pub fn arrays(shape: &[usize], scheme: Nf4Scheme, nested_block: usize, decoded: 
 /// The parts of a weight.
 pub(crate) fn to_parts(weight: &PackedNf4) -> Parts {
     let stored = weight.stored();
-    let nested = match &stored.absmax {
+    let rows = weight.rows_form();
+    let nested = match &*rows.absmax {
         Absmax::Plain(_) => None,
         Absmax::Nested(nested) => Some((nested.block, nested.offset)),
     };
     let text = state(&stored.shape, stored.scheme, stored.decoded, nested);
-    let tensors = arrays(&stored.shape, stored.scheme, nested_block(stored), stored.decoded)
+    let tensors = arrays(&stored.shape, stored.scheme, stored.nested_block, stored.decoded)
         .into_iter()
         .map(|(role, (dtype, shape))| {
-            let part = match (role.as_str(), &stored.absmax) {
-                (CODES, _) => Part { dtype, shape, data: stored.codes.clone() },
+            let part = match (role.as_str(), &*rows.absmax) {
+                (CODES, _) => Part { dtype, shape, data: rows.codes.clone() },
                 (TABLE, _) => Part::from_values(dtype, shape, &stored.table),
                 (ABSMAX, Absmax::Plain(absmax)) => Part::from_values(dtype, shape, absmax),
                 (ABSMAX, Absmax::Nested(nested)) => Part::from_values(dtype, shape, &nested.codes),
@@ -313,9 +315,9 @@ fn read(weight: &str, parts: &Parts) -> Result<PackedNf4> {
         scheme: state.scheme(),
         shape: state.shape,
         decoded: state.dtype,
-        codes,
         table,
-        absmax,
+        nested_block: nested_block(&absmax),
+        store: Store::new(Nf4Rows { codes, absmax: Arc::new(absmax) }),
     }))
 }
 

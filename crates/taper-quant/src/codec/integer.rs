@@ -11,8 +11,9 @@ use taper_core::{Encoding, Part, Parts, Result, Weight, weight::checked_elements
 
 use super::{array, pack_quantized};
 use crate::{
+    kernel::store::Store,
     layout::{CODES, GROUP_INDEX, IntLayout, ORDER, SCALE, SHAPE, ZERO},
-    packed_int::{self, PackedInt, Stored, columns},
+    packed_int::{self, IntRows, PackedInt, Stored, columns},
     scales::Scales,
     scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry},
 };
@@ -68,15 +69,15 @@ pub fn scheme(attributes: &Map<String, Value>, scales: ScaleType) -> Result<Sche
 pub(crate) fn to_parts(weight: &PackedInt) -> Parts {
     let stored = weight.stored();
     let (rows, cols) = (stored.shape.first().copied().unwrap_or(1), columns(&stored.shape));
-    let reordered = stored.column_groups.is_some();
+    let (reordered, held) = (stored.column_groups.is_some(), weight.rows_form());
     let arrays = stored.layout.arrays(rows, cols, &stored.scheme, reordered).unwrap_or_default();
     let tensors = arrays
         .into_iter()
         .map(|(role, (dtype, shape))| {
             let part = match role.as_str() {
-                CODES => Part { dtype, shape, data: stored.codes.clone() },
-                SCALE => stored.scales.to_part(shape),
-                ZERO => zero_part(stored, dtype, shape),
+                CODES => Part { dtype, shape, data: held.codes.clone() },
+                SCALE => held.scales.to_part(shape),
+                ZERO => zero_part(stored, &held, dtype, shape),
                 SHAPE => Part::from_values(dtype, shape, &[rows as i64, cols as i64]),
                 GROUP_INDEX => {
                     Part::from_values(dtype, shape, stored.column_groups.as_deref().unwrap_or_default())
@@ -95,8 +96,8 @@ pub(crate) fn to_parts(weight: &PackedInt) -> Parts {
     }
 }
 
-fn zero_part(stored: &Stored, dtype: Dtype, shape: Vec<usize>) -> Part {
-    let zeros = stored.zeros.as_deref().unwrap_or_default();
+fn zero_part(stored: &Stored, held: &IntRows, dtype: Dtype, shape: Vec<usize>) -> Part {
+    let zeros = held.zeros.as_deref().unwrap_or_default();
     match dtype {
         Dtype::I32 => pack_quantized::pack_zeros(zeros, stored.shape[0], stored.scheme.bits, shape),
         _ => Part::from_values(dtype, shape, zeros),
@@ -151,16 +152,18 @@ pub(crate) fn read(weight: &str, parts: &Parts, layout: IntLayout) -> Result<Pac
         shape: parts.shape.clone(),
         scheme,
         layout,
-        codes,
         row_bytes,
         groups: cols.div_ceil(scheme.granularity.span(cols)),
-        scales,
-        zeros: zeros(parts, weight, &scheme, layout, (rows, cols), old)?,
         column_groups: if reordered {
             pack_quantized::column_groups(parts, weight, cols, &scheme)?
         } else {
             None
         },
+        store: Store::new(IntRows {
+            codes,
+            scales,
+            zeros: zeros(parts, weight, &scheme, layout, (rows, cols), old)?,
+        }),
     }))
 }
 

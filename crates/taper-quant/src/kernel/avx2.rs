@@ -1,26 +1,27 @@
 //! AVX2 with FMA and F16C: what nearly every x86-64 machine of the last ten years has.
 //!
-//! Integer products: nibbles by `maddubs`, whose pairs cannot overflow 16 bits as long as codes stay below 128; wider codes
-//! are widened to 16 bits first.
+//! Integer products: nibbles by `maddubs`, whose pairs cannot overflow 16 bits as long as codes stay below 128; bytes are
+//! widened to 16 bits first. Machines with AVX-VNNI do either in one instruction.
 //!
-//! Neighbours: [`rows`] multiplies one token, [`panels`] many; loops that compilers vectorise are [`scalar`]'s own.
+//! Neighbours: [`integers`] and [`floats`] multiply; loops that compilers vectorise are [`scalar`]'s own.
 
-mod panels;
-mod rows;
+mod floats;
+mod integers;
 
 use half::f16;
-use std::arch::x86_64::{_MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_cvtph_ps, _mm256_storeu_ps};
+use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
 
-use super::{Isa, Kernels, Stream, scalar};
+use super::{Expand, ExpandFloat, Isa, Kernels, Stream, scalar};
 
 /// For machines with every feature that the functions of this folder enable, those of [`Isa::Avx2`].
-pub(super) static TABLE: Kernels = Kernels {
+pub(super) fn table() -> &'static Kernels {
+    if taper_core::kernel::features().avx_vnni { &WITH_VNNI } else { &TABLE }
+}
+
+static TABLE: Kernels = Kernels {
     isa: Isa::Avx2,
-    lanes: panels::LANES,
-    tokens_f32: panels::TOKENS_F32,
-    tokens_i8: panels::TOKENS_I8,
-    prefetch,
-    // SAFETY: `kernel::table` only hands this out where `Isa::is_available` found the features, here and below.
+    tokens: 6,
+    // SAFETY: this table is only handed out after the features were detected, here and below.
     unpack: |row, stream, out| unsafe { unpack(row, stream, out) },
     // SAFETY: as above.
     widen: |halves, out| unsafe { widen(halves, out) },
@@ -29,31 +30,33 @@ pub(super) static TABLE: Kernels = Kernels {
     // SAFETY: as above.
     lookup: |codes, levels, scale, out| unsafe { lookup(codes, levels, scale, out) },
     // SAFETY: as above.
-    row_f32: |job| unsafe { rows::row_f32(job) },
-    sliced_f32: None,
-    // SAFETY: as above.
-    panel_f32: |job, out| unsafe { panels::panel_f32(job, out) },
-    // SAFETY: as above.
-    tile_f32: |a, panel, c| unsafe { panels::tile_f32(a, panel, c) },
-    // SAFETY: as above.
     quantize: |x, out| unsafe { quantize(x, out) },
     // SAFETY: as above.
-    row_i8: |job| unsafe { rows::row_i8(job) },
+    expand: |job, out| unsafe { expand(job, out) },
     // SAFETY: as above.
-    nibbles_i8: Some(|job, out| unsafe { rows::nibbles_i8(job, out) }),
+    expand_f32: |job, out| unsafe { expand_f32(job, out) },
+    bf16: None,
     // SAFETY: as above.
-    panel_i8: |codes, depth, out| unsafe { panels::panel_i8(codes, depth, out) },
-    panel_nibbles: None,
+    tile_i8: |job, c| unsafe { integers::tile_i8(job, c) },
+    few_f32: None,
     // SAFETY: as above.
-    tile_i8: |job, c| unsafe { panels::tile_i8(job, c) },
+    tile_f32: |a, panels, stride, c| unsafe { floats::tile_f32(a, panels, stride, c) },
 };
 
-/// See [`Kernels::prefetch`]; SSE, so every x86-64 machine has it.
-pub(super) fn prefetch(bytes: &[u8]) {
-    for line in bytes.chunks(64) {
-        // SAFETY: a prefetch reads nothing, whatever its address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
+static WITH_VNNI: Kernels = Kernels {
+    // SAFETY: as above, and AVX-VNNI as well.
+    tile_i8: |job, c| unsafe { integers::tile_i8_vnni(job, c) },
+    ..TABLE
+};
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn expand(job: &Expand<'_>, out: &mut [u8]) {
+    scalar::expand(job, out);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn expand_f32(job: &ExpandFloat<'_>, out: &mut [f32]) {
+    scalar::expand_f32(job, out);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

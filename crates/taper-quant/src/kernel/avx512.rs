@@ -2,35 +2,56 @@
 //!
 //! ```text
 //! unpack    permb brings the bytes of eight codes into each 64-bit lane, multishift cuts them apart: any width, 64 a step
-//! nibbles   one load, two masks, two vpdpbusd for 128 weights
-//! sliced    vpermps looks up sixteen weights by the low four bits of each word: no mask, no conversion
 //! ```
 //!
-//! Neighbours: [`rows`] multiplies one token, [`panels`] many.
+//! Neighbours: [`expand`] spreads the codes of panels, [`integers`] and [`floats`] multiply by them.
 
-mod panels;
-mod rows;
+mod expand;
+mod floats;
+mod integers;
 
 use std::arch::x86_64::{
-    __m512i, __mmask64, _mm_loadu_si128, _mm256_maskz_loadu_epi16, _mm512_and_si512, _mm512_cvtepi32_ps,
-    _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_mask_storeu_epi8,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi8, _mm512_mul_ps, _mm512_multishift_epi64_epi8,
-    _mm512_permutexvar_epi8, _mm512_permutexvar_ps, _mm512_set1_epi8, _mm512_set1_ps, _mm512_storeu_ps,
-    _mm512_storeu_si512, _mm512_sub_ps, _mm512_xor_si512,
+    __m512, __m512i, __mmask64, _mm_loadu_si128, _mm256_maskz_loadu_epi16, _mm512_and_si512,
+    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_storeu_epi8, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi8, _mm512_mul_ps,
+    _mm512_multishift_epi64_epi8, _mm512_permutexvar_epi8, _mm512_permutexvar_ps, _mm512_set1_epi8,
+    _mm512_set1_ps, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps, _mm512_xor_si512,
 };
 
 use half::f16;
 
-use super::{Isa, Kernels, Stream, scalar};
+use super::{Bf16, Isa, Kernels, Stream, scalar};
 
 /// For machines with every feature that the functions of this folder enable, those of [`Isa::Avx512`].
-pub(super) static TABLE: Kernels = Kernels {
+pub(super) fn table() -> &'static Kernels {
+    if taper_core::kernel::features().bf16 { &WITH_BF16 } else { &TABLE }
+}
+
+/// Calls a tile kernel with the number of tokens as a constant.
+macro_rules! by_tokens {
+    ($tokens:expr, $kernel:ident, $($constant:tt),+; $($argument:expr),+) => {
+        match $tokens {
+            1 => $kernel::<$($constant),+, 1>($($argument),+),
+            2 => $kernel::<$($constant),+, 2>($($argument),+),
+            3 => $kernel::<$($constant),+, 3>($($argument),+),
+            4 => $kernel::<$($constant),+, 4>($($argument),+),
+            5 => $kernel::<$($constant),+, 5>($($argument),+),
+            6 => $kernel::<$($constant),+, 6>($($argument),+),
+            7 => $kernel::<$($constant),+, 7>($($argument),+),
+            8 => $kernel::<$($constant),+, 8>($($argument),+),
+            9 => $kernel::<$($constant),+, 9>($($argument),+),
+            10 => $kernel::<$($constant),+, 10>($($argument),+),
+            11 => $kernel::<$($constant),+, 11>($($argument),+),
+            _ => $kernel::<$($constant),+, 12>($($argument),+),
+        }
+    };
+}
+use by_tokens;
+
+static TABLE: Kernels = Kernels {
     isa: Isa::Avx512,
-    lanes: panels::LANES,
-    tokens_f32: panels::TOKENS,
-    tokens_i8: panels::TOKENS,
-    prefetch: super::avx2::prefetch,
-    // SAFETY: `kernel::table` only hands this out where `Isa::is_available` found the features, here and below.
+    tokens: 12,
+    // SAFETY: this table is only handed out after the features were detected, here and below.
     unpack: |row, stream, out| unsafe { unpack(row, stream, out) },
     // SAFETY: as above.
     widen: |halves, out| unsafe { widen(halves, out) },
@@ -39,26 +60,39 @@ pub(super) static TABLE: Kernels = Kernels {
     // SAFETY: as above.
     lookup: |codes, levels, scale, out| unsafe { lookup(codes, levels, scale, out) },
     // SAFETY: as above.
-    row_f32: |job| unsafe { rows::row_f32(job) },
-    // SAFETY: as above.
-    sliced_f32: Some(|job, out| unsafe { rows::sliced_f32(job, out) }),
-    // SAFETY: as above.
-    panel_f32: |job, out| unsafe { panels::panel_f32(job, out) },
-    // SAFETY: as above.
-    tile_f32: |a, panel, c| unsafe { panels::tile_f32(a, panel, c) },
-    // SAFETY: as above.
     quantize: |x, out| unsafe { quantize(x, out) },
     // SAFETY: as above.
-    row_i8: |job| unsafe { rows::row_i8(job) },
+    expand: |job, out| unsafe { expand::expand(job, out) },
     // SAFETY: as above.
-    nibbles_i8: Some(|job, out| unsafe { rows::nibbles_i8(job, out) }),
+    expand_f32: |job, out| unsafe { expand::expand_f32(job, out) },
+    bf16: None,
     // SAFETY: as above.
-    panel_i8: |codes, depth, out| unsafe { panels::panel_i8(codes, depth, out) },
+    tile_i8: |job, c| unsafe { integers::tile_i8(job, c) },
     // SAFETY: as above.
-    panel_nibbles: Some(|job, out| unsafe { panels::panel_nibbles(job, out) }),
+    few_f32: Some(|job, c| unsafe { floats::few_f32(job, c) }),
     // SAFETY: as above.
-    tile_i8: |job, c| unsafe { panels::tile_i8(job, c) },
+    tile_f32: |a, panels, stride, c| unsafe { floats::tile_f32(a, panels, stride, c) },
 };
+
+static WITH_BF16: Kernels = Kernels {
+    bf16: Some(Bf16 {
+        // SAFETY: as above, and bf16 products as well.
+        expand: |job, out| unsafe { expand::expand_bf16(job, out) },
+        // SAFETY: as above.
+        tile: |job, c| unsafe { floats::tile_bf16(job, c) },
+        // SAFETY: as above.
+        few: |job, c| unsafe { floats::few_bf16(job, c) },
+    }),
+    ..TABLE
+};
+
+/// Sixteen values.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load16(values: &[f32; 16]) -> __m512 {
+    // SAFETY: the array has 16 values.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
 
 /// The lowest `count` bits of a mask of 64.
 #[inline(always)]
@@ -175,7 +209,7 @@ fn lookup(codes: &[u8], levels: &[f32; 16], scale: f32, out: &mut [f32]) {
     let (codes16, codes_rest) = codes.as_chunks::<16>();
     let (out16, out_rest) = out.as_chunks_mut::<16>();
     // Scaled once; the product is the same as after the lookup.
-    let table = _mm512_mul_ps(rows::load16(levels), _mm512_set1_ps(scale));
+    let table = _mm512_mul_ps(load16(levels), _mm512_set1_ps(scale));
     for (codes, out) in codes16.iter().zip(out16) {
         // SAFETY: the array has 16 bytes.
         let codes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });

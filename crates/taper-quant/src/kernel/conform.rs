@@ -3,7 +3,7 @@
 //! ```text
 //! codes, rounded activations, integer sums    equal
 //! decoded weights                             equal
-//! f32 products                                within (columns + 8) · 2⁻²⁴ · Σ |w x| of the sum in f64
+//! products                                    within (columns + 8) · 2⁻²⁴ · Σ |w x| of the sum in f64
 //! ```
 
 use half::{bf16, f16};
@@ -11,9 +11,10 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 
 use super::{
-    Arithmetic, Kernels, Levels, Stream, available, exact, int8,
-    matrix::{Grids, Matrix, ScaleSource},
+    ActivationScale, Arithmetic, Kernels, Levels, Stream, available,
+    matrix::{FillScales, Grids, Matrix, ScaleSource},
     scalar,
+    tiles::{LONGEST, Tiles},
 };
 use crate::code::nf4::TABLE as NF4;
 
@@ -83,9 +84,10 @@ impl Filled {
 
     fn with<T>(&self, use_it: impl FnOnce(&Matrix<'_>) -> T) -> T {
         let groups = self.groups;
-        let each = |row: usize, scales: &mut [f32]| {
-            scales.copy_from_slice(&self.scales[row * groups..(row + 1) * groups]);
-        };
+        let scales = self.scales.clone();
+        let each: FillScales = std::sync::Arc::new(move |row, out| {
+            out.copy_from_slice(&scales[row * groups..(row + 1) * groups]);
+        });
         let grids = Grids {
             scales: match self.case.source {
                 0 => ScaleSource::F16(&self.halves),
@@ -158,70 +160,116 @@ fn tables() -> Vec<&'static Kernels> {
     available().into_iter().filter_map(super::table).collect()
 }
 
+fn product_of(arithmetic: Arithmetic, kernels: &Kernels, w: &Tiles, x: &[f32], tokens: usize) -> Vec<f32> {
+    arithmetic.product(ActivationScale::Dynamic, (kernels, w), x, tokens)
+}
+
 fn check(case: &Case) {
     let filled = case.fill();
     for kernels in tables() {
         filled.with(|w| {
-            check_rows(kernels, &filled, w);
-            check_exact(kernels, &filled, w);
-            if !case.table && !case.reordered {
-                check_int8(kernels, &filled, w);
-            }
+            let tiles = Tiles::new(kernels, w);
+            check_rows(kernels, &filled, w, &tiles);
+            check_exact(kernels, &filled, &tiles);
+            check_bf16(kernels, &filled, &tiles);
+            check_int8(kernels, &filled, &tiles);
         });
     }
 }
 
-/// Codes and decoded rows are equal to the last bit.
-fn check_rows(kernels: &Kernels, filled: &Filled, w: &Matrix<'_>) {
+/// Codes and decoded rows are equal to the last bit, and tiles say the same.
+fn check_rows(kernels: &Kernels, filled: &Filled, w: &Matrix<'_>, tiles: &Tiles) {
     let case = &filled.case;
-    for row in 0..case.rows.min(3) {
+    for row in 0..case.rows {
         let mut codes = vec![0xaa; case.cols + 9];
         w.unpack(kernels, row, 0, &mut codes[..case.cols]);
         let want: Vec<u8> = (0..case.cols).map(|column| filled.code(row, column)).collect();
         assert_eq!(codes[..case.cols], want, "{} codes of {case:?}", kernels.isa);
         assert!(codes[case.cols..].iter().all(|c| *c == 0xaa), "{} wrote beyond the row", kernels.isa);
-        let mut values = vec![0f32; case.cols];
+        tiles.codes_of_row(row, &mut codes[..case.cols]);
+        assert_eq!(codes[..case.cols], want, "{} tiled codes of {case:?}", kernels.isa);
+        let (mut values, mut tiled) = (vec![0f32; case.cols], vec![0f32; case.cols]);
         w.decode_row(kernels, row, &mut values);
+        tiles.decode_row(kernels, row, &mut tiled);
         for (column, value) in values.iter().enumerate() {
             let (level, scale) = filled.level(row, column);
             assert_eq!(*value, level * scale, "{} value {column} of {case:?}", kernels.isa);
         }
-    }
-}
-
-fn check_exact(kernels: &Kernels, filled: &Filled, w: &Matrix<'_>) {
-    let case = &filled.case;
-    let y = exact::product(kernels, w, &filled.x, case.tokens);
-    for (token, (y, x)) in y.chunks_exact(case.rows).zip(filled.x.chunks_exact(case.cols)).enumerate() {
-        for (row, y) in y.iter().enumerate() {
-            let (want, size) = filled.sums(row, |i| f64::from(x[i]));
-            let off = (f64::from(*y) - want).abs();
-            assert!(off <= filled.bound(size), "{} [{token}, {row}] {y} not {want}: {case:?}", kernels.isa);
+        assert_eq!(values, tiled, "{} tiled row of {case:?}", kernels.isa);
+        for g in 0..filled.groups {
+            assert_eq!(tiles.scale(row, g), filled.scales[row * filled.groups + g]);
+            let zero = filled.zeros.as_ref().map_or(0, |zeros| zeros[row * filled.groups + g]);
+            assert_eq!(tiles.zero(row, g), zero);
         }
     }
 }
 
-/// The product is that of the rounded activations; the rounding itself is the specification's.
-fn check_int8(kernels: &Kernels, filled: &Filled, w: &Matrix<'_>) {
+/// Every output of a product, against sums in f64 of what `x` gives for a token and a column.
+fn compare(kernels: &Kernels, filled: &Filled, y: &[f32], more: f64, x: impl Fn(usize, usize) -> f64) {
     let case = &filled.case;
-    let y = int8::product(kernels, w, &filled.x, case.tokens);
-    for (y, x) in y.chunks_exact(case.rows).zip(filled.x.chunks_exact(case.cols)) {
-        let rounded = int8::Token::new(&scalar::TABLE, x, case.span, false);
-        let own = int8::Token::new(kernels, x, case.span, true);
-        assert_eq!(
-            (&rounded.steps, &rounded.bytes[..]),
-            (&own.steps, &own.bytes[..]),
-            "{} rounding",
-            kernels.isa
-        );
-        let a = |i: usize| {
-            let (group, at) = (i / case.span, i % case.span);
-            f64::from(rounded.bytes[group * rounded.stride + at]) * f64::from(rounded.steps[group])
-        };
+    assert_eq!(y.len(), case.tokens * case.rows);
+    for (token, y) in y.chunks_exact(case.rows).enumerate() {
         for (row, y) in y.iter().enumerate() {
-            let (want, size) = filled.sums(row, a);
+            let (want, size) = filled.sums(row, |column| x(token, column));
+            let (off, bound) = ((f64::from(*y) - want).abs(), filled.bound(size) + more * size);
+            assert!(off <= bound, "{} [{token}, {row}] {y} not {want}: {case:?}", kernels.isa);
+        }
+    }
+}
+
+fn check_exact(kernels: &Kernels, filled: &Filled, tiles: &Tiles) {
+    let y = product_of(Arithmetic::Exact, kernels, tiles, &filled.x, filled.case.tokens);
+    let cols = filled.case.cols;
+    compare(kernels, filled, &y, 0.0, |token, column| f64::from(filled.x[token * cols + column]));
+}
+
+/// The product is that of activations rounded to bf16; a table of levels is rounded as well.
+fn check_bf16(kernels: &Kernels, filled: &Filled, tiles: &Tiles) {
+    let y = product_of(Arithmetic::Bf16, kernels, tiles, &filled.x, filled.case.tokens);
+    let cols = filled.case.cols;
+    let levels = if filled.case.table { 2f64.powi(-8) } else { 0.0 };
+    compare(kernels, filled, &y, levels, |token, column| {
+        bf16::from_f32(filled.x[token * cols + column]).to_f64()
+    });
+}
+
+/// The product is that of the rounded activations; the rounding itself is the specification's.
+fn check_int8(kernels: &Kernels, filled: &Filled, tiles: &Tiles) {
+    let case = &filled.case;
+    let y = product_of(Arithmetic::Int8, kernels, tiles, &filled.x, case.tokens);
+    let mut rounded = vec![0f64; filled.x.len()];
+    for (x, rounded) in filled.x.chunks_exact(case.cols).zip(rounded.chunks_exact_mut(case.cols)) {
+        for segment in &tiles.segments {
+            let columns: Vec<usize> = (segment.start..segment.start + segment.len)
+                .map(|at| tiles.order.as_ref().map_or(at, |order| order[at] as usize))
+                .collect();
+            let x: Vec<f32> = columns.iter().map(|column| x[*column]).collect();
+            let (mut bytes, mut own) = (vec![0i8; x.len()], vec![0i8; x.len()]);
+            let step = (scalar::TABLE.quantize)(&x, &mut bytes);
+            assert_eq!((step, &bytes), ((kernels.quantize)(&x, &mut own), &own), "{} rounding", kernels.isa);
+            for (column, byte) in columns.into_iter().zip(bytes) {
+                rounded[column] = f64::from(byte) * f64::from(step);
+            }
+        }
+    }
+    // A table of levels becomes bytes: 1/254 of the largest level, against levels as small as they come.
+    let size = |row, token: usize| {
+        let (_, size) = filled.sums(row, |_| 1.0);
+        let peak = rounded[token * case.cols..][..case.cols].iter().fold(0f64, |peak, x| peak.max(x.abs()));
+        size * peak
+    };
+    if !case.table {
+        return compare(kernels, filled, &y, 0.0, |token, column| rounded[token * case.cols + column]);
+    }
+    for (token, y) in y.chunks_exact(case.rows).enumerate() {
+        for (row, y) in y.iter().enumerate() {
+            let scales = filled.scales[row * filled.groups..][..filled.groups].iter();
+            let peak: f64 = scales.map(|s| f64::from(s.abs())).fold(0.0, f64::max);
+            let (want, _) = filled.sums(row, |column| rounded[token * case.cols + column]);
+            let x = &rounded[token * case.cols..][..case.cols];
+            let most = peak * x.iter().map(|x| x.abs()).sum::<f64>() / 250.0 + filled.bound(size(row, token));
             let off = (f64::from(*y) - want).abs();
-            assert!(off <= filled.bound(size), "{} row {row}: {y} not {want}: {case:?}", kernels.isa);
+            assert!(off <= most, "{} [{token}, {row}] {y} not {want}, {most}: {case:?}", kernels.isa);
         }
     }
 }
@@ -286,24 +334,16 @@ fn shapes_of_real_layers_agree() {
     }
 }
 
-/// As [`check`], where groups may be longer than an integer sum.
+/// As [`check`], where groups may be longer than an integer sum: it is cut then, and steps are finer.
 fn check_wide(case: &Case) {
     let filled = case.fill();
     for kernels in tables() {
         filled.with(|w| {
-            check_exact(kernels, &filled, w);
-            if case.span <= int8::LONGEST {
-                check_int8(kernels, &filled, w);
-                return;
-            }
-            let y = int8::product(kernels, w, &filled.x, case.tokens);
-            for (y, x) in y.chunks_exact(case.rows).zip(filled.x.chunks_exact(case.cols)) {
-                for (row, y) in y.iter().enumerate() {
-                    let (want, size) = filled.sums(row, |i| f64::from(x[i]));
-                    // Rounding of 40 000 activations to 1 in 254 averages out.
-                    assert!((f64::from(*y) - want).abs() <= 1e-3 * size, "{}: {y} not {want}", kernels.isa);
-                }
-            }
+            let tiles = Tiles::new(kernels, w);
+            assert!(tiles.segments.iter().all(|segment| segment.len <= LONGEST));
+            check_exact(kernels, &filled, &tiles);
+            check_bf16(kernels, &filled, &tiles);
+            check_int8(kernels, &filled, &tiles);
         });
     }
 }
@@ -329,10 +369,9 @@ fn results_do_not_depend_on_threads() {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
                     filled.with(|w| {
-                        (
-                            exact::product(kernels, w, &filled.x, tokens),
-                            int8::product(kernels, w, &filled.x, tokens),
-                        )
+                        let tiles = Tiles::new(kernels, w);
+                        [Arithmetic::Exact, Arithmetic::Bf16, Arithmetic::Int8]
+                            .map(|arithmetic| product_of(arithmetic, kernels, &tiles, &filled.x, tokens))
                     })
                 })
             };
@@ -363,7 +402,10 @@ fn activations_that_are_not_finite_show_in_the_result() {
             let mut filled = case.fill();
             filled.x[40] = bad;
             for kernels in tables() {
-                let y = filled.with(|w| int8::product(kernels, w, &filled.x, tokens));
+                let product = |w: &Matrix<'_>| {
+                    product_of(Arithmetic::Int8, kernels, &Tiles::new(kernels, w), &filled.x, tokens)
+                };
+                let y = filled.with(product);
                 assert!(y[..5].iter().all(|y| y.is_nan()), "{} hides {bad}", kernels.isa);
                 assert!(y[5..].iter().all(|y| y.is_finite()), "{} spreads {bad}", kernels.isa);
             }
@@ -389,4 +431,57 @@ fn every_instruction_set_has_a_table() {
         assert_eq!(super::table(isa).map(|kernels| kernels.isa), Some(isa));
     }
     assert_eq!(Arithmetic::default(), Arithmetic::Exact);
+}
+
+#[test]
+fn a_static_scale_rounds_and_clips_as_it_says() {
+    let case = Case {
+        rows: 21,
+        cols: 96,
+        span: 96,
+        stream: Stream::Signed,
+        table: false,
+        reordered: false,
+        tokens: 3,
+        source: 2,
+        zeros: false,
+        seed: 9,
+    };
+    let filled = case.fill();
+    let scale = 0.02f32;
+    for kernels in tables() {
+        filled.with(|w| {
+            let tiles = Tiles::new(kernels, w);
+            let y = Arithmetic::Int8.product(ActivationScale::Static(scale), (kernels, &tiles), &filled.x, 3);
+            compare(kernels, &filled, &y, 0.0, |token, column| {
+                let x = f64::from(filled.x[token * 96 + column] / scale);
+                f64::from(scale) * x.round_ties_even().clamp(-127.0, 127.0)
+            });
+        });
+    }
+}
+
+#[test]
+fn tiles_take_hardly_more_than_the_rows() {
+    for (bits, span, source) in [(4, 128, 0), (4, 32, 0), (8, 1024, 2), (3, 128, 0), (2, 64, 1), (6, 64, 0)] {
+        let case = Case {
+            rows: 64,
+            cols: 1024,
+            span,
+            stream: Stream::Low(bits),
+            table: false,
+            reordered: false,
+            tokens: 1,
+            source,
+            zeros: true,
+            seed: 1,
+        };
+        let filled = case.fill();
+        filled.with(|w| {
+            let scales = if source == 2 { 4 } else { 2 };
+            let rows = filled.codes.len() + filled.scales.len() * (scales + 1);
+            let tiles = Tiles::new(&scalar::TABLE, w).nbytes();
+            assert!(tiles * 100 <= rows * 105, "{bits} bits: {tiles} bytes of tiles, {rows} of rows");
+        });
+    }
 }

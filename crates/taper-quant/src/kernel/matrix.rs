@@ -7,11 +7,9 @@
 //! Neighbours: [`super::exact`] and [`super::int8`] multiply by it; `PackedInt` and `PackedNf4` make it.
 
 use half::{bf16, f16};
+use std::sync::Arc;
 
-use super::{
-    Kernels, Levels, Stream,
-    aligned::{Aligned, Number},
-};
+use super::{Kernels, Levels, Stream};
 
 /// Scales as they are stored.
 #[derive(Clone, Copy)]
@@ -19,9 +17,12 @@ pub(crate) enum ScaleSource<'a> {
     F16(&'a [f16]),
     BF16(&'a [bf16]),
     F32(&'a [f32]),
-    /// Computed: `fill(row, scales)` writes those of one row.
-    Each(&'a (dyn Fn(usize, &mut [f32]) + Sync)),
+    /// Computed.
+    Each(&'a FillScales),
 }
+
+/// Writes the scales of the groups of a row.
+pub(crate) type FillScales = Arc<dyn Fn(usize, &mut [f32]) + Send + Sync>;
 
 /// Scales and centers of all groups.
 #[derive(Clone, Copy)]
@@ -90,44 +91,10 @@ impl Matrix<'_> {
         self.codes.get(row * self.row_bytes..(row + 1) * self.row_bytes).unwrap_or_default()
     }
 
-    /// The bytes of some rows.
-    pub(crate) fn rows_of(&self, first: usize, count: usize) -> &[u8] {
-        self.codes.get(first * self.row_bytes..(first + count) * self.row_bytes).unwrap_or_default()
-    }
-
     /// The codes of `out.len()` columns from `column` on, which is a multiple of 8.
     pub(crate) fn unpack(&self, kernels: &Kernels, row: usize, column: usize, out: &mut [u8]) {
         let start = column * self.stream.bits() / 8;
         (kernels.unpack)(self.row(row).get(start..).unwrap_or_default(), self.stream, out);
-    }
-
-    /// Asks for the bytes of columns that will be unpacked soon: rows lie too far apart for the hardware to guess.
-    pub(crate) fn prefetch(&self, kernels: &Kernels, row: usize, column: usize, count: usize) {
-        let bits = self.stream.bits();
-        let bytes = self.row(row);
-        let end = ((column + count) * bits / 8).min(bytes.len());
-        if let Some(bytes) = bytes.get(column * bits / 8..end) {
-            (kernels.prefetch)(bytes);
-        }
-    }
-
-    /// The group of a column.
-    pub(crate) fn group(&self, column: usize) -> usize {
-        self.column_groups.map_or(column / self.span, |groups| groups[column] as usize)
-    }
-
-    /// Scales and centers of rows `first .. first + count`, `[groups, lanes]`; zeros beyond the last row.
-    pub(crate) fn panel_grids(
-        &self,
-        kernels: &Kernels,
-        first: usize,
-        count: usize,
-        lanes: usize,
-    ) -> (Aligned<f32>, Aligned<f32>) {
-        let (mut scale, mut center) = (vec![0f32; self.groups * count], vec![0f32; self.groups * count]);
-        self.grids.scales(kernels, self.groups, first, &mut scale);
-        self.grids.centers(self.groups, first, &mut center);
-        (across(&scale, self.groups, lanes), across(&center, self.groups, lanes))
     }
 
     /// Writes one decoded row.
@@ -150,21 +117,4 @@ impl Matrix<'_> {
             }
         }
     }
-}
-
-/// Turns `[rows, groups]` into `[groups, lanes]`; zeros beyond the last row.
-pub(crate) fn across<T: Number>(values: &[T], groups: usize, lanes: usize) -> Aligned<T> {
-    let mut out = Aligned::zeros(groups * lanes);
-    for (lane, row) in values.chunks_exact(groups).enumerate() {
-        for (g, value) in row.iter().enumerate() {
-            out[g * lanes + lane] = *value;
-        }
-    }
-    out
-}
-
-/// Tokens per tile: as few tiles as `most` allows, of nearly the same size; they add up to `tokens`.
-pub(crate) fn tiles(tokens: usize, most: usize) -> Vec<usize> {
-    let count = tokens.div_ceil(most);
-    (0..count).map(|i| (i + 1) * tokens / count - i * tokens / count).collect()
 }

@@ -6,32 +6,27 @@
 
 use half::f16;
 
-use super::{Isa, Kernels, Levels, PanelF32, RowF32, RowI8, Stream, TileI8};
+use super::{
+    Cells, CodeForm, Expand, ExpandFloat, Isa, Kernels, Levels, Stream, TileI8,
+    tiles::{LANES, LINE, planes, unit},
+};
 use crate::{pack, scheme::Bits};
 
-/// Rows of a panel: one cache line of f32.
-const LANES: usize = 16;
-
+/// Without bf16 products: other machines round to bf16 and multiply f32, and so does the specification.
 pub(crate) static TABLE: Kernels = Kernels {
     isa: Isa::Scalar,
-    lanes: LANES,
-    tokens_f32: 4,
-    tokens_i8: 4,
-    prefetch: |_| {},
+    tokens: 4,
     unpack,
     widen,
     decode,
     lookup,
-    row_f32,
-    sliced_f32: None,
-    panel_f32,
-    tile_f32,
     quantize,
-    row_i8,
-    nibbles_i8: None,
-    panel_i8,
-    panel_nibbles: None,
+    expand,
+    expand_f32,
+    bf16: None,
     tile_i8,
+    few_f32: None,
+    tile_f32,
 };
 
 /// See [`Kernels::unpack`].
@@ -76,45 +71,61 @@ pub(super) fn lookup(codes: &[u8], levels: &[f32; 16], scale: f32, out: &mut [f3
     }
 }
 
-fn row_f32(job: &RowF32<'_>) -> f32 {
-    let mut total = 0f32;
-    for (g, (codes, x)) in job.codes.chunks(job.span).zip(job.x.chunks(job.span)).enumerate() {
-        let level = |code: u8| match job.levels {
-            Levels::Integers => f32::from(code) - job.centers[g],
-            Levels::Table(table) => table[usize::from(code & 15)],
-        };
-        let sum: f32 = codes.iter().zip(x).map(|(&code, x)| level(code) * x).sum();
-        total += sum * job.scales[g];
+/// See [`Kernels::expand`].
+#[inline(always)]
+pub(super) fn expand(job: &Expand<'_>, out: &mut [u8]) {
+    let (unit, mut lines) = (unit(job.bits), job.codes.as_chunks::<LINE>().0.iter());
+    for quads in out.as_chunks_mut::<LINE>().0.chunks_exact_mut(unit / 4) {
+        quads.as_flattened_mut().fill(0);
+        for &(width, base) in planes(job.bits) {
+            let mask = ((1u32 << width) - 1) as u8;
+            for (quads, line) in quads.chunks_exact_mut((8 / width) as usize).zip(lines.by_ref()) {
+                for (s, quad) in quads.iter_mut().enumerate() {
+                    let down = width * s as u32;
+                    quad.iter_mut().zip(line).for_each(|(out, code)| *out |= ((code >> down) & mask) << base);
+                }
+            }
+        }
     }
-    total
+    if let Some(table) = job.table {
+        out.iter_mut().for_each(|code| *code = table[usize::from(*code & 15)]);
+    }
 }
 
-/// See [`Kernels::panel_f32`].
+/// See [`Kernels::expand_f32`].
 #[inline(always)]
-pub(super) fn panel_f32_by<const N: usize>(job: &PanelF32<'_>, out: &mut [f32]) {
-    for (k, (out, &g)) in out.as_chunks_mut::<N>().0.iter_mut().zip(job.groups).enumerate() {
-        let start = g as usize * N;
-        let (scales, centers) = (&job.scales[start..start + N], &job.centers[start..start + N]);
-        for lane in 0..N {
-            let code = job.codes[lane * job.depth + k];
-            let level = match job.levels {
-                Levels::Integers => f32::from(code) - centers[lane],
-                Levels::Table(table) => table[usize::from(code & 15)],
-            };
-            out[lane] = level * scales[lane];
+pub(super) fn expand_f32(job: &ExpandFloat<'_>, out: &mut [f32]) {
+    let mut lines = job.codes.as_chunks::<LINE>().0.iter();
+    let mut out = out.as_chunks_mut::<LANES>().0.as_chunks_mut::<4>().0.iter_mut();
+    for (s, &quads) in job.quads.iter().enumerate() {
+        let scales = &job.scales[s * LANES..(s + 1) * LANES];
+        let mut center = [job.offset as f32; LANES];
+        if let Some(centers) = job.centers {
+            center.iter_mut().zip(&centers[s * LANES..]).for_each(|(out, center)| *out = *center as f32);
+        }
+        for (line, out) in lines.by_ref().zip(out.by_ref()).take(quads as usize) {
+            for (j, out) in out.iter_mut().enumerate() {
+                for (lane, out) in out.iter_mut().enumerate() {
+                    let code = line[lane * 4 + j];
+                    let level = match job.levels {
+                        Levels::Integers => f32::from(code) - center[lane],
+                        Levels::Table(table) => table[usize::from(code & 15)],
+                    };
+                    *out = level * scales[lane];
+                }
+            }
         }
     }
 }
 
-fn panel_f32(job: &PanelF32<'_>, out: &mut [f32]) {
-    panel_f32_by::<LANES>(job, out);
-}
-
-fn tile_f32(a: &[f32], panel: &[f32], c: &mut [f32]) {
-    let tokens = c.len() / LANES;
-    for (a, w) in a.chunks_exact(tokens).zip(panel.as_chunks::<LANES>().0) {
-        for (a, c) in a.iter().zip(c.as_chunks_mut::<LANES>().0) {
-            c.iter_mut().zip(w).for_each(|(c, w)| *c += a * w);
+fn tile_f32(a: &[f32], panels: &[f32], stride: usize, c: &mut Cells<'_>) {
+    for p in 0..c.panels {
+        let tokens = c.tokens;
+        let cells = c.panel(p);
+        for (a, w) in a.chunks_exact(tokens).zip(panels[p * stride..].as_chunks::<LANES>().0) {
+            for (a, c) in a.iter().zip(cells.iter_mut()) {
+                c.iter_mut().zip(w).for_each(|(c, w)| *c += a * w);
+            }
         }
     }
 }
@@ -142,49 +153,45 @@ pub(super) fn quantize(x: &[f32], out: &mut [i8]) -> f32 {
     peak / 127.0
 }
 
-fn row_i8(job: &RowI8<'_>) -> f32 {
-    let mut total = 0f32;
-    let token = job.token;
-    for (g, (codes, a)) in job.codes.chunks(job.span).zip(token.bytes.chunks_exact(token.stride)).enumerate()
-    {
-        let dot: i32 = codes.iter().zip(a).map(|(&code, &a)| i32::from(code) * i32::from(a)).sum();
-        let sum = dot - job.centers[g] * token.sums[g];
-        total += sum as f32 * (job.scales[g] * token.steps[g]);
-    }
-    total
-}
-
-/// See [`Kernels::panel_i8`].
-#[inline(always)]
-pub(super) fn panel_i8_by<const N: usize>(codes: &[u8], depth: usize, out: &mut [u8]) {
-    for (lane, codes) in codes.chunks_exact(depth).enumerate() {
-        for (q, quad) in codes.as_chunks::<4>().0.iter().enumerate() {
-            out[(q * N + lane) * 4..][..4].copy_from_slice(quad);
-        }
-    }
-}
-
-fn panel_i8(codes: &[u8], depth: usize, out: &mut [u8]) {
-    panel_i8_by::<LANES>(codes, depth, out);
-}
-
-fn tile_i8(job: &TileI8<'_>, c: &mut [f32]) {
-    let (tokens, quads) = (job.tokens, job.quads);
-    let groups = job.a.chunks_exact(quads * tokens * 4).zip(job.panel.chunks_exact(quads * LANES * 4));
-    for (g, (a, panel)) in groups.enumerate() {
-        for t in 0..tokens {
-            let mut sums = [0i32; LANES];
-            for (a, panel) in
-                a.as_chunks::<4>().0.iter().skip(t).step_by(tokens).zip(panel.chunks_exact(LANES * 4))
-            {
-                for (sum, w) in sums.iter_mut().zip(panel.as_chunks::<4>().0) {
-                    *sum += w.iter().zip(a).map(|(&w, &a)| i32::from(w) * i32::from(a)).sum::<i32>();
+fn tile_i8(job: &TileI8<'_>, c: &mut Cells<'_>) {
+    let tokens = c.tokens;
+    for p in 0..c.panels {
+        let mut codes = job.codes.bytes[p * job.codes.stride..].as_chunks::<LINE>().0.iter();
+        let mut a = job.a.as_chunks::<4>().0.chunks_exact(tokens);
+        for (s, &quads) in job.quads.iter().enumerate() {
+            let at = p * job.grids.stride + s * LANES;
+            let mut sums = [[0i32; LANES]; 16];
+            for (sums, start) in sums.iter_mut().zip(&job.starts[s * tokens..(s + 1) * tokens]) {
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    *sum = job.grids.centers.map_or(*start, |centers| start * centers[at + lane]);
                 }
             }
-            let (step, total) = (job.steps[g * tokens + t], job.sums[g * tokens + t]);
-            for (lane, sum) in sums.iter().enumerate() {
-                let at = g * LANES + lane;
-                c[t * LANES + lane] += (sum - job.centers[at] * total) as f32 * step * job.scales[at];
+            let (mut left, mut line) = (quads, [0u8; LINE]);
+            while left > 0 {
+                let high = (quads - left) % 2 == 1;
+                if !high || matches!(job.codes.form, CodeForm::Bytes) {
+                    line = codes.next().copied().unwrap_or([0; LINE]);
+                }
+                let quad = line.map(|code| match (job.codes.form, high) {
+                    (CodeForm::Bytes, _) => code,
+                    (CodeForm::Nibbles, false) => code & 15,
+                    (CodeForm::Nibbles, true) => code >> 4,
+                    (CodeForm::Table(table), false) => table[usize::from(code & 15)],
+                    (CodeForm::Table(table), true) => table[usize::from(code >> 4)],
+                });
+                for (sums, a) in sums.iter_mut().zip(a.next().unwrap_or_default()) {
+                    for (sum, w) in sums.iter_mut().zip(quad.as_chunks::<4>().0) {
+                        *sum += w.iter().zip(a).map(|(&w, &a)| i32::from(w) * i32::from(a)).sum::<i32>();
+                    }
+                }
+                left -= 1;
+            }
+            let (scales, stride) = (&job.grids.scales[at..at + LANES], c.stride);
+            for (t, sums) in sums.iter().enumerate().take(tokens) {
+                let cells = &mut c.values[p * stride + t * LANES..];
+                for ((c, sum), scale) in cells.iter_mut().zip(sums).zip(scales) {
+                    *c += *sum as f32 * (scale * job.steps[s * tokens + t]);
+                }
             }
         }
     }

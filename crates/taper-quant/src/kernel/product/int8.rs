@@ -1,0 +1,156 @@
+//! Activations rounded to eight bits: integer products and sums within a group, f32 between groups.
+//!
+//! ```text
+//! step = max |x| / 127    a = round(x / step)                                    per token and group
+//! y = Σ_groups scale · step · (Σ code · a − center · Σ a)
+//! ```
+//!
+//! A table of levels (NF4) becomes bytes too: 128 + round(127 · level), an error of at most 1/254 of the block's scale.
+//! The integers are the same on every machine; f32 sums differ in order between tables. An activation that is not finite
+//! makes its step NaN, so the result says so.
+//!
+//! Neighbours: [`super::exact`] and [`super::bf16`] are the same with other numbers.
+
+use taper_core::kernel::aligned::Aligned;
+
+use super::{Cells, Job, Mode, Panel, held, product};
+use crate::kernel::{
+    ActivationScale, CodeForm, Expand, Kernels, PanelCodes, TileI8,
+    tiles::{LANES, Tiles},
+};
+
+/// x · Wᵀ: `x` is `[tokens, cols]`, the result `[tokens, rows]`.
+pub(crate) fn rounded(
+    kernels: &Kernels,
+    w: &Tiles,
+    x: &[f32],
+    tokens: usize,
+    scale: ActivationScale,
+) -> Vec<f32> {
+    let table = w.table.map(|levels| levels.map(|level| (128.0 + (127.0 * level).round()) as u8));
+    product(kernels, w, &Bytes { kernels, w, table, scale }, x, tokens)
+}
+
+struct Bytes<'a> {
+    kernels: &'a Kernels,
+    w: &'a Tiles,
+    table: Option<[u8; 16]>,
+    scale: ActivationScale,
+}
+
+/// Rounded activations of some tokens.
+pub(crate) struct Tile {
+    /// `[quads, tokens, 4]`.
+    a: Aligned<i8>,
+    /// `[segments, tokens]`.
+    steps: Vec<f32>,
+    /// `[segments, tokens]`.
+    starts: Vec<i32>,
+    tokens: usize,
+}
+
+impl Bytes<'_> {
+    /// How the kernel would read the codes as they are.
+    fn form(&self) -> Option<CodeForm<'_>> {
+        match (self.w.bits, &self.table) {
+            (8, None) => Some(CodeForm::Bytes),
+            (4, None) => Some(CodeForm::Nibbles),
+            (4, Some(table)) => Some(CodeForm::Table(table)),
+            _ => None,
+        }
+    }
+
+    /// The code of zero: with a table, of its bytes.
+    fn offset(&self) -> i32 {
+        if self.table.is_some() { 128 } else { self.w.offset.into() }
+    }
+
+    fn round(&self, x: &[f32], out: &mut [i8]) -> f32 {
+        match self.scale {
+            ActivationScale::Dynamic => (self.kernels.quantize)(x, out),
+            ActivationScale::Static(step) => {
+                let finite = x.iter().all(|x| x.is_finite());
+                for (out, x) in out.iter_mut().zip(x) {
+                    *out = (x / step).round_ties_even().clamp(-127.0, 127.0) as i8;
+                }
+                if finite { step } else { f32::NAN }
+            }
+        }
+    }
+}
+
+impl Mode for Bytes<'_> {
+    type Word = u8;
+    type Tile = Tile;
+
+    /// Panels of 16 KiB, of which two stay near while tokens pass.
+    const DEPTH: usize = 1024;
+
+    fn together(&self, tokens: usize) -> usize {
+        held(self.w, tokens)
+    }
+
+    fn tile(&self, x: &[f32], tokens: usize) -> Tile {
+        let (padded, segments) = (self.w.padded, &self.w.segments);
+        let mut tile = Tile {
+            a: Aligned::zeros(padded * tokens),
+            steps: vec![0.0; segments.len() * tokens],
+            starts: vec![0; segments.len() * tokens],
+            tokens,
+        };
+        // Bytes of a table are 127 times their level.
+        let level = if self.table.is_some() { 127.0 } else { 1.0 };
+        let factor = if self.w.zeros.is_some() { 1 } else { self.offset() };
+        let mut bytes = Aligned::<i8>::zeros(padded);
+        for (t, x) in x.chunks_exact(padded).enumerate() {
+            for (s, segment) in segments.iter().enumerate() {
+                let range = segment.at..segment.at + segment.padded;
+                let a = &mut bytes[range.clone()];
+                tile.steps[s * tokens + t] = self.round(&x[range], a) / level;
+                let sum: i32 = a.iter().map(|&a| i32::from(a)).sum();
+                tile.starts[s * tokens + t] = -sum * factor;
+            }
+            let out = tile.a.as_chunks_mut::<4>().0.iter_mut().skip(t).step_by(tokens);
+            out.zip(bytes.as_chunks::<4>().0).for_each(|(out, quad)| *out = *quad);
+        }
+        tile
+    }
+
+    fn words(&self, columns: usize, tiles: &[usize]) -> usize {
+        match self.form() {
+            Some(CodeForm::Bytes) => 0,
+            Some(_) if tiles.len() == 1 => 0,
+            _ => columns * LANES,
+        }
+    }
+
+    fn expand(&self, panel: &Panel<'_>, _: &mut Vec<u8>, out: &mut [u8]) {
+        let codes = self.w.codes_from(panel.index, panel.run.columns.start);
+        let codes = &codes[..panel.run.columns.len() * LANES * self.w.bits / 8];
+        (self.kernels.expand)(&Expand { codes, bits: self.w.bits, table: self.table.as_ref() }, out);
+    }
+
+    fn multiply(&self, job: &Job<'_, Self>, c: &mut Cells<'_>) {
+        let (tokens, tile) = (job.tile.tokens, job.tile);
+        let codes = match self.form() {
+            Some(form) if job.stride == 0 => PanelCodes {
+                bytes: self.w.codes_from(job.index, job.run.columns.start),
+                stride: self.w.panel_bytes(),
+                form,
+            },
+            _ => PanelCodes { bytes: job.panels, stride: job.stride, form: CodeForm::Bytes },
+        };
+        let segments = job.run.segments.start * tokens..job.run.segments.end * tokens;
+        let mut grids = job.grids;
+        grids.offset = self.offset();
+        let tile = TileI8 {
+            codes,
+            quads: &job.run.quads,
+            grids,
+            a: &tile.a[job.run.columns.start * tokens..job.run.columns.end * tokens],
+            starts: &tile.starts[segments.clone()],
+            steps: &tile.steps[segments],
+        };
+        (self.kernels.tile_i8)(&tile, c);
+    }
+}
