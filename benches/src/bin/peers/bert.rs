@@ -61,7 +61,7 @@ fn race(stored: Stored, texts: usize, len: usize) -> Result<Race, Failed> {
         let work = whole(move || Ok(drop(encode(&ids, &mask)?)));
         Ok(Contender { name: name.into(), work, error })
     };
-    let bound = |bits| if bits == 4 { 0.1 } else { 3e-3 };
+    let bound = |bits| if bits == 4 { 0.2 } else { 3e-3 };
     let allowed = match stored {
         Stored::Packed(Format::Int(bits, _), _) => bound(bits),
         _ => 1e-8,
