@@ -29,11 +29,11 @@ impl Effort {
     const SLOW: Duration = Duration::from_millis(150);
 }
 
-/// Counts the whole of a call.
-pub(crate) fn whole(mut call: impl FnMut() -> Result<(), Failed> + 'static) -> Work {
+/// Counts the whole of a call, and of dropping what it made.
+pub(crate) fn whole<T>(mut call: impl FnMut() -> Result<T, Failed> + 'static) -> Work {
     Box::new(move || {
         let clock = Instant::now();
-        call()?;
+        drop(call()?);
         Ok(clock.elapsed())
     })
 }

@@ -116,7 +116,7 @@ fn encode(format: Format, fit: Fit, name: &str, peer: GgmlDType, target: Target)
         let error = normalised_mse(&values, &to_f32_vec(packed.weight())?);
         let error = check::within("taper", error, bound(format))?;
         let bytes = packed.weight().nbytes();
-        let work = whole(move || Ok(drop(Packed::encode(&values, format, &fit)?)));
+        let work = whole(move || Packed::encode(&values, format, &fit));
         Ok(Race {
             ours: Contender { name: "taper".into(), work, error },
             peers: vec![quantizer(shelf, peer)?],
@@ -130,7 +130,7 @@ fn encode(format: Format, fit: Fit, name: &str, peer: GgmlDType, target: Target)
 
 fn quantizer(shelf: &Shelf, dtype: GgmlDType) -> Result<Contender, Failed> {
     let dense = shelf.dense(SHAPE, DType::F32)?;
-    let work = whole(move || Ok(drop(QTensor::quantize(&dense, dtype)?)));
+    let work = whole(move || Ok(QTensor::quantize(&dense, dtype)?));
     Ok(Contender { work, ..dequantizer(shelf, dtype)? })
 }
 
@@ -139,7 +139,7 @@ fn dequantizer(shelf: &Shelf, dtype: GgmlDType) -> Result<Contender, Failed> {
     let weight = shelf.candle(dtype, SHAPE)?.tensor;
     let decoded = weight.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
     let error = check::within("candle", normalised_mse(&shelf.values(SHAPE)?, &decoded), 0.0105)?;
-    let work = whole(move || Ok(drop(weight.dequantize(&Device::Cpu)?)));
+    let work = whole(move || Ok(weight.dequantize(&Device::Cpu)?));
     Ok(Contender { name: format!("candle {dtype:?}"), work, error })
 }
 
@@ -150,7 +150,10 @@ fn decode(format: Format, peer: GgmlDType, target: Target) -> Spec {
         packed.decode(&mut out);
         let error = check::within("taper", normalised_mse(&shelf.values(SHAPE)?, &out), bound(format))?;
         let bytes = packed.weight().nbytes();
-        let work = whole(move || Ok(packed.decode(&mut out)));
+        let work = whole(move || {
+            packed.decode(&mut out);
+            Ok(())
+        });
         let ours = Contender { name: "taper".into(), work, error };
         decoded(shelf, ours, peer, bytes, target)
     })
@@ -165,7 +168,7 @@ fn tensor(format: Format, peer: GgmlDType) -> Spec {
         let found = to_f32_vec(weight.as_ref())?;
         let error = check::within("taper", normalised_mse(&shelf.values(SHAPE)?, &found), bound(format))?;
         let bytes = weight.nbytes();
-        let work = whole(move || Ok(drop(weight.dense()?)));
+        let work = whole(move || Ok(weight.dense()?));
         let ours = Contender { name: "taper".into(), work, error };
         decoded(shelf, ours, peer, bytes, Target::None)
     })

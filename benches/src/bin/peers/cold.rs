@@ -62,7 +62,7 @@ fn ours(shelf: &Shelf, bits: u8, group: usize, mode: Mode) -> Result<Contender, 
     let mut turn = 0;
     let work = whole(move || {
         turn = (turn + 1) % weights.len();
-        Ok(drop(weights[turn].matmul(&x)?))
+        Ok(weights[turn].matmul(&x)?)
     });
     Ok(Contender { name: "taper".into(), work, error })
 }
@@ -81,7 +81,7 @@ fn candle(shelf: &Shelf, name: &str, dtype: GgmlDType) -> Result<Contender, Fail
     let mut turn = 0;
     let work = whole(move || {
         turn = (turn + 1) % layers.len();
-        Ok(drop(layers[turn].forward(&x)?))
+        Ok(layers[turn].forward(&x)?)
     });
     Ok(Contender { name: name.into(), work, error })
 }

@@ -124,13 +124,17 @@ fn section(out: &mut impl Write, title: &str, rows: &[&Row]) -> io::Result<()> {
     }
     for row in rows {
         let notes = row.more.iter().filter(|(key, _)| !key.ends_with("_ms") || key.contains("undisturbed"));
-        let notes: Vec<String> = notes.map(|(key, value)| format!("{key} {value:.3}")).collect();
+        let notes: Vec<String> =
+            notes.map(|(key, value)| format!("{key} {}", figure(value.as_f64()))).collect();
         if !notes.is_empty() && !row.more.contains_key("tokens") {
             writeln!(out, "\n`{}` × {}, {} threads: {}.", row.job, row.batch, row.threads, notes.join(", "))?;
         }
     }
     Ok(())
 }
+
+/// One limit, in units per second.
+type Limit = fn(&Limits) -> Option<f64>;
 
 fn limits_table(out: &mut impl Write, limits: &[Limits]) -> io::Result<()> {
     writeln!(
@@ -139,7 +143,7 @@ fn limits_table(out: &mut impl Write, limits: &[Limits]) -> io::Result<()> {
         limits.iter().map(|l| format!("{} threads", l.threads)).collect::<Vec<_>>().join(" | ")
     )?;
     writeln!(out, "|---|{}", "---|".repeat(limits.len()))?;
-    let lines: [(&str, fn(&Limits) -> Option<f64>); 6] = [
+    let lines: [(&str, Limit); 6] = [
         ("memory read, 1 GiB, GB/s", |l| Some(l.memory)),
         ("cache read, 8 MiB, GB/s", |l| Some(l.cache)),
         ("copy, read and written bytes, GB/s", |l| Some(l.copy)),
