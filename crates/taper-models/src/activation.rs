@@ -7,7 +7,7 @@
 use candle_core::Tensor;
 use taper_core::Result;
 
-use crate::config::bad;
+use crate::{config::bad, kernel::gate};
 
 /// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -42,6 +42,24 @@ impl Activation {
 
     /// Applies it to each element.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        let fast = if x.track_op() { None } else { gate::activated(self, x) };
+        match fast {
+            Some(y) => Ok(y?),
+            None => self.differentiable(x),
+        }
+    }
+
+    /// act(g) ⊙ u, of equal shapes.
+    pub(crate) fn gate(self, g: &Tensor, u: &Tensor) -> Result<Tensor> {
+        let fast = if g.track_op() || u.track_op() { None } else { gate::gated(self, g, u) };
+        match fast {
+            Some(y) => Ok(y?),
+            None => Ok((self.differentiable(g)? * u)?),
+        }
+    }
+
+    /// candle's forms, which carry gradients.
+    pub(crate) fn differentiable(self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Silu => x.silu()?,
             Self::Gelu => x.gelu_erf()?,

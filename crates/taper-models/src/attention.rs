@@ -7,10 +7,50 @@
 //! k, v [batch, g, t, d]
 //! ```
 //!
+//! [`fused`] is for inference: one loop from the projections to their mixture. [`attend`] is made of candle's operations;
 //! candle's fused softmax ends gradients without a word, so it is used only where none is tracked.
 
 use candle_core::{D, DType, Tensor};
 use taper_core::Result;
+
+use crate::kernel::{
+    self,
+    attention::{Heads, Seen, Sight, Turn},
+};
+
+/// True where [`fused`] may be used: no gradient is tracked, and all is f32 in memory.
+pub(crate) fn is_plain(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|x| kernel::plain(x))
+}
+
+/// The sizes of an attention of `heads` over `groups`, by its queries `[batch, s, heads · d]`.
+pub(crate) fn sizes(q: &Tensor, heads: usize, groups: usize) -> Result<Heads> {
+    let (batch, _, width) = q.dims3()?;
+    Ok(Heads { batch, heads, groups, dim: width / heads })
+}
+
+/// Appends to what was `seen`, making room for `growth` more positions when there is none, and attends to all of it.
+///
+/// `q` is `[batch, s, heads · d]`, `k` and `v` are `[batch, s, groups · d]`, all of them plain; the result is like `q`.
+pub(crate) fn fused(
+    [q, k, v]: [&Tensor; 3],
+    heads: Heads,
+    turn: Option<Turn<'_>>,
+    sight: Sight<'_>,
+    seen: &mut Seen,
+    growth: usize,
+) -> Result<Tensor> {
+    let mut work = |q: &[f32], k: &[f32], v: &[f32]| {
+        kernel::attention::attend([q, k, v], heads, turn, sight, seen, growth)
+    };
+    let y = kernel::values(q, |q| kernel::values(k, |k| kernel::values(v, |v| work(q, k, v))));
+    match y.flatten().flatten() {
+        Some(y) => Ok(Tensor::from_vec(y, q.shape(), q.device())?),
+        None => {
+            Err(taper_core::Error::bad_option("activations", format!("{:?}", q.dtype()), "f32 in memory"))
+        }
+    }
+}
 
 /// Attention of `q` `[batch, heads, s, d]` over `k` and `v` `[batch, groups, t, d]`; the result has the shape of `q`.
 ///

@@ -33,6 +33,7 @@
 mod activation;
 mod attention;
 mod config;
+mod kernel;
 
 pub mod bert;
 pub mod ds_cnn;

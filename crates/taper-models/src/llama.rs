@@ -119,6 +119,11 @@ impl Llama {
     ///
     /// The cache then holds `ids` as well.
     pub fn forward_last(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        // One errand to the pool instead of one for each of its many small products.
+        rayon::scope(|_| self.continued(ids, cache))
+    }
+
+    fn continued(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
         let len = x.dim(1)?;
         let stretch = self.stretch(&x, cache.len())?;
@@ -178,6 +183,6 @@ impl Llama {
             ));
         }
         let rotation = self.rope.at(start, len, x.dtype())?;
-        Stretch::new(rotation, start, len, &self.config.layers, &self.device)
+        Ok(Stretch::new(rotation, start, len, &self.device))
     }
 }

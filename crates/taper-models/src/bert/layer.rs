@@ -13,7 +13,14 @@ use taper_core::{
 };
 
 use super::BertConfig;
-use crate::{activation::Activation, attention};
+use crate::{
+    activation::Activation,
+    attention,
+    kernel::{
+        self,
+        attention::{Seen, Sight},
+    },
+};
 
 /// Word, position and token type tables; rows are looked up, no table is ever decoded whole.
 #[derive(Debug, Clone)]
@@ -84,11 +91,24 @@ impl Layer {
 
     /// `[batch, len, hidden]` to the same; `mask` is added to the scores, `[batch, 1, 1, 1, len]`.
     pub(super) fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let split = |layer: &Linear| attention::split_heads(&layer.forward(x)?, self.heads);
-        let y = attention::attend(&split(&self.q)?, &split(&self.k)?, &split(&self.v)?, Some(mask))?;
-        let y = self.o.forward(&attention::join_heads(&y)?)?;
+        let y = self.o.forward(&self.attend(x, mask)?)?;
         let x = self.attention_norm.forward(&(x + y)?)?;
         let y = self.down.forward(&self.activation.forward(&self.up.forward(&x)?)?)?;
         self.output_norm.forward(&(x + y)?)
+    }
+
+    fn attend(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let (q, k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
+        if attention::is_plain(&[&q, &k, &v]) {
+            let heads = attention::sizes(&q, self.heads, self.heads)?;
+            let fused = |mask: &[f32]| {
+                attention::fused([&q, &k, &v], heads, None, Sight::All(mask), &mut Seen::default(), 0)
+            };
+            if let Some(y) = kernel::values(mask, fused) {
+                return y;
+            }
+        }
+        let split = |x: &Tensor| attention::split_heads(x, self.heads);
+        attention::join_heads(&attention::attend(&split(&q)?, &split(&k)?, &split(&v)?, Some(mask))?)
     }
 }

@@ -7,6 +7,7 @@ use candle_nn::kv_cache::KvCache;
 use taper_core::{Error, Result};
 
 use super::LlamaConfig;
+use crate::kernel::attention::{Heads, Seen};
 
 /// Tokens by which a layer's storage grows: one allocation serves most prompts, and a short one wastes little.
 const GROWTH: usize = 256;
@@ -14,8 +15,18 @@ const GROWTH: usize = 256;
 /// The keys and values of one text (or one batch of texts of equal length).
 #[derive(Debug)]
 pub struct Cache {
-    layers: Vec<KvCache>,
+    layers: Vec<Stores>,
+    growth: usize,
     len: usize,
+}
+
+/// One layer's keys and values, in the one store or in the other.
+#[derive(Debug)]
+struct Stores {
+    /// For every device and type.
+    tensors: KvCache,
+    /// For inference in f32 on the CPU.
+    seen: Seen,
 }
 
 impl Cache {
@@ -23,7 +34,8 @@ impl Cache {
     #[must_use]
     pub fn new(config: &LlamaConfig) -> Self {
         let growth = GROWTH.min(config.max_position_embeddings);
-        Self { layers: config.layers.iter().map(|_| KvCache::new(2, growth)).collect(), len: 0 }
+        let stores = |_| Stores { tensors: KvCache::new(2, growth), seen: Seen::default() };
+        Self { layers: config.layers.iter().map(stores).collect(), growth, len: 0 }
     }
 
     /// How many tokens it holds: the position of the next one.
@@ -40,7 +52,10 @@ impl Cache {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.layers.iter_mut().for_each(KvCache::reset);
+        for stores in &mut self.layers {
+            stores.tensors.reset();
+            stores.seen.clear();
+        }
         self.len = 0;
     }
 
@@ -53,19 +68,45 @@ impl Cache {
     pub(super) fn layer(&mut self, index: usize) -> Result<LayerCache<'_>> {
         let layers = self.layers.len();
         let expected = || format!("the cache was made for {layers} layers; make it from this model's config");
+        let (growth, len) = (self.growth, self.len);
         self.layers
             .get_mut(index)
-            .map(LayerCache)
+            .map(|stores| LayerCache { stores, growth, len })
             .ok_or_else(|| Error::bad_option("layer", index, expected()))
     }
 }
 
 /// One layer's keys and values.
-pub(super) struct LayerCache<'a>(&'a mut KvCache);
+pub(super) struct LayerCache<'a> {
+    stores: &'a mut Stores,
+    growth: usize,
+    len: usize,
+}
 
-impl LayerCache<'_> {
+impl<'a> LayerCache<'a> {
     /// Appends keys and values `[batch, groups, new, d]`; gives all of them, `[batch, groups, all, d]`.
     pub(super) fn append(self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok(self.0.append(k, v)?)
+        self.check(self.stores.tensors.current_seq_len())?;
+        Ok(self.stores.tensors.append(k, v)?)
+    }
+
+    /// What the fused attention has seen, and by how much it grows.
+    pub(super) fn seen(self, heads: Heads) -> Result<(&'a mut Seen, usize)> {
+        self.check(self.stores.seen.len())?;
+        if !self.stores.seen.fits(heads) {
+            let expected = "as many texts as the cache holds; clear it, or make another";
+            return Err(Error::bad_option("texts", heads.batch, expected));
+        }
+        Ok((&mut self.stores.seen, self.growth))
+    }
+
+    /// A cache holds all tokens of a text in one store: those before were computed in the same way.
+    fn check(&self, held: usize) -> Result<()> {
+        if held == self.len {
+            return Ok(());
+        }
+        let expected =
+            format!("{} tokens, of the type that the cache was filled with; clear it first", self.len);
+        Err(Error::bad_option("cached tokens", held, expected))
     }
 }

@@ -6,8 +6,9 @@
 //! ```
 
 use candle_core::{Device, Tensor};
+use std::sync::OnceLock;
 use taper_core::{
-    Result, WeightBuilder,
+    Error, Result, WeightBuilder,
     nn::{Linear, RmsNorm, linear_b, rms_norm},
 };
 
@@ -17,41 +18,41 @@ use super::{
     config::{LayerKind, Reach},
     rope::Rotation,
 };
-use crate::{activation::Activation, attention};
+use crate::{
+    activation::Activation,
+    attention,
+    kernel::attention::{Seen, Sight, Turn},
+};
 
-/// What all layers share while one stretch of tokens passes: positions and masks.
+/// What all layers share while one stretch of tokens passes: positions, and masks where somebody asks for them.
 #[derive(Debug)]
 pub(super) struct Stretch {
     rotation: Rotation,
-    full: Option<Tensor>,
-    window: Option<(usize, Option<Tensor>)>,
+    start: usize,
+    len: usize,
+    device: Device,
+    full: OnceLock<Option<Tensor>>,
+    window: OnceLock<Option<Tensor>>,
 }
 
 impl Stretch {
     /// `len` tokens that begin at position `start`.
-    pub(super) fn new(
-        rotation: Rotation,
-        start: usize,
-        len: usize,
-        layers: &[LayerKind],
-        device: &Device,
-    ) -> Result<Self> {
-        let window = layers.iter().find_map(|l| match l.reach {
-            Reach::Window(size) => Some(size),
-            Reach::Full => None,
-        });
-        let window = match window {
-            Some(size) => Some((size, causal_mask(start, len, size, device)?)),
-            None => None,
-        };
-        Ok(Self { rotation, full: causal_mask(start, len, usize::MAX, device)?, window })
+    pub(super) fn new(rotation: Rotation, start: usize, len: usize, device: &Device) -> Self {
+        let (full, window) = (OnceLock::new(), OnceLock::new());
+        Self { rotation, start, len, device: device.clone(), full, window }
     }
 
-    fn mask(&self, reach: Reach) -> Option<&Tensor> {
-        match (reach, &self.window) {
-            (Reach::Window(_), Some((_, mask))) => mask.as_ref(),
-            _ => self.full.as_ref(),
+    /// All layers with a window have the same.
+    fn mask(&self, reach: Reach) -> Result<Option<&Tensor>> {
+        let (mask, window) = match reach {
+            Reach::Full => (&self.full, usize::MAX),
+            Reach::Window(size) => (&self.window, size),
+        };
+        if let Some(mask) = mask.get() {
+            return Ok(mask.as_ref());
         }
+        let made = causal_mask(self.start, self.len, window, &self.device)?;
+        Ok(mask.get_or_init(|| made).as_ref())
     }
 }
 
@@ -132,12 +133,16 @@ impl Attention {
     }
 
     fn forward(&self, x: &Tensor, stretch: &Stretch, cache: Option<LayerCache<'_>>) -> Result<Tensor> {
-        let mut q = attention::split_heads(&self.q.forward(x)?, self.heads)?;
-        let mut k = attention::split_heads(&self.k.forward(x)?, self.groups)?;
-        let v = attention::split_heads(&self.v.forward(x)?, self.groups)?;
+        let (mut q, mut k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
         if let Some((q_norm, k_norm)) = &self.qk_norm {
-            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+            (q, k) = (each_head(q_norm, &q, self.heads)?, each_head(k_norm, &k, self.groups)?);
         }
+        if attention::is_plain(&[&q, &k, &v]) {
+            return self.o.forward(&self.fused([&q, &k, &v], stretch, cache)?);
+        }
+        let mut q = attention::split_heads(&q, self.heads)?;
+        let mut k = attention::split_heads(&k, self.groups)?;
+        let v = attention::split_heads(&v, self.groups)?;
         if self.kind.rotated {
             (q, k) = (stretch.rotation.apply(&q)?, stretch.rotation.apply(&k)?);
         }
@@ -145,9 +150,39 @@ impl Attention {
             Some(cache) => cache.append(&k, &v)?,
             None => (k, v),
         };
-        let y = attention::attend(&q, &k, &v, stretch.mask(self.kind.reach))?;
+        let y = attention::attend(&q, &k, &v, stretch.mask(self.kind.reach)?)?;
         self.o.forward(&attention::join_heads(&y)?)
     }
+
+    /// Rotation, cache and attention in one loop.
+    fn fused(&self, qkv: [&Tensor; 3], stretch: &Stretch, cache: Option<LayerCache<'_>>) -> Result<Tensor> {
+        let heads = attention::sizes(qkv[0], self.heads, self.groups)?;
+        let window = match self.kind.reach {
+            Reach::Full => usize::MAX,
+            Reach::Window(size) => size,
+        };
+        let mut fresh = Seen::default();
+        let (seen, growth) = match cache {
+            Some(cache) => cache.seen(heads)?,
+            None => (&mut fresh, 0),
+        };
+        let sight = Sight::Before { window };
+        let mut attend = |turn: Option<Turn<'_>>| attention::fused(qkv, heads, turn, sight, seen, growth);
+        if !self.kind.rotated {
+            return attend(None);
+        }
+        match stretch.rotation.with_turn(|turn| attend(Some(turn))) {
+            Some(y) => y,
+            None => Err(Error::bad_option("rotation", "other than f32", "angles of the activations' type")),
+        }
+    }
+}
+
+/// A norm over each head of `[batch, s, heads · d]`.
+fn each_head(norm: &RmsNorm, x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, s, width) = x.dims3()?;
+    let split = x.reshape((batch, s, heads, width / heads))?;
+    Ok(norm.forward(&split)?.reshape((batch, s, width))?)
 }
 
 #[derive(Debug, Clone)]
@@ -170,7 +205,7 @@ impl Mlp {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = self.activation.forward(&self.gate.forward(x)?)?;
-        self.down.forward(&(gate * self.up.forward(x)?)?)
+        let gated = self.activation.gate(&self.gate.forward(x)?, &self.up.forward(x)?)?;
+        self.down.forward(&gated)
     }
 }

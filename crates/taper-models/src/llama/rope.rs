@@ -16,7 +16,10 @@ use candle_core::{DType, Device, Tensor};
 use std::f64::consts::TAU;
 use taper_core::Result;
 
-use crate::config::{Keys, bad};
+use crate::{
+    config::{Keys, bad},
+    kernel::{self, attention::Turn},
+};
 
 /// How angles are stretched for longer contexts than the first training's.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -162,6 +165,11 @@ pub struct Rotation {
 }
 
 impl Rotation {
+    /// Hands out the angles; `None` where they are not f32 in memory.
+    pub(crate) fn with_turn<T>(&self, work: impl FnOnce(Turn<'_>) -> T) -> Option<T> {
+        kernel::values(&self.cos, |cos| kernel::values(&self.sin, |sin| work(Turn { cos, sin }))).flatten()
+    }
+
     /// Turns `x` `[batch, heads, positions, head_dim]`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         // candle's fused rotation ends gradients without a word.
