@@ -2,6 +2,7 @@
 //!
 //! Programs that use Taper want the `taper` crate, which re-exports all of this.
 
+pub mod blocks;
 pub mod build;
 pub mod checkpoint;
 pub mod codec;
@@ -19,6 +20,7 @@ pub mod store;
 pub mod verify;
 pub mod weight;
 
+pub use blocks::{Batch, Block, Blocks, Entrance, Exit, Hidden};
 pub use build::{Architecture, WeightBuilder};
 pub use checkpoint::{Checkpoint, WeightInfo};
 pub use codec::{Claim, Codec, Codecs, StoredWeight};

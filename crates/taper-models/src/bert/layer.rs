@@ -83,7 +83,7 @@ impl Layer {
     }
 
     /// `[batch, len, hidden]` to the same; `mask` is added to the scores, `[batch, 1, 1, 1, len]`.
-    pub(super) fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    pub(super) fn run(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let split = |layer: &Linear| attention::split_heads(&layer.forward(x)?, self.heads);
         let y = attention::attend(&split(&self.q)?, &split(&self.k)?, &split(&self.v)?, Some(mask))?;
         let y = self.o.forward(&attention::join_heads(&y)?)?;
