@@ -10,12 +10,13 @@
 //! differentiable as soon as its weights or its input are tracked. Block by block and as a whole, a model computes the same
 //! bits.
 //!
-//! An [`Architecture`](crate::Architecture) that is a chain implements [`Blocks`] too. The trait names no model type, so
+//! An [`Architecture`] that is a chain implements [`Blocks`] too. The trait names no model type, so
 //! that passes can hold any architecture as `Arc<dyn Blocks>` without knowing it.
 
 use candle_core::Tensor;
+use std::sync::Arc;
 
-use crate::{Checkpoint, Error, Result, WeightBuilder};
+use crate::{Architecture, Checkpoint, Error, Result, WeightBuilder};
 
 /// What a model reads at once.
 #[derive(Debug, Clone)]
@@ -107,4 +108,77 @@ pub trait Blocks: Send + Sync {
 #[must_use]
 pub fn no_such_block(index: usize, blocks: usize) -> Error {
     Error::bad_option("block", index, format!("the model has {blocks} blocks, counted from 0"))
+}
+
+/// A model without blocks as a chain of one: itself.
+///
+/// Everything that walks blocks works on it, within the memory of the whole model. Sequential calibration runs the
+/// model anew for each group of layers, up to that group.
+#[derive(Debug, Clone)]
+pub struct AsOne<A, F> {
+    architecture: A,
+    forward: Arc<F>,
+}
+
+impl<A, F> AsOne<A, F> {
+    /// The model of an architecture, and how it is run on a batch.
+    pub fn new(architecture: A, forward: F) -> Self {
+        Self { architecture, forward: Arc::new(forward) }
+    }
+}
+
+impl<A, F> Blocks for AsOne<A, F>
+where
+    A: Architecture,
+    A::Model: Send + Sync + 'static,
+    F: Fn(&A::Model, &Batch) -> Result<Tensor> + Send + Sync + 'static,
+{
+    fn prefixes(&self, _: &Checkpoint) -> Result<Vec<String>> {
+        Ok(vec![String::new()])
+    }
+
+    fn entrance(&self, _: &WeightBuilder) -> Result<Box<dyn Entrance>> {
+        Ok(Box::new(Through))
+    }
+
+    fn block(&self, weights: &WeightBuilder, index: usize) -> Result<Box<dyn Block>> {
+        if index > 0 {
+            return Err(no_such_block(index, 1));
+        }
+        let (model, forward) = (self.architecture.build(weights)?, Arc::clone(&self.forward));
+        Ok(Box::new(All(move |batch: &Batch| forward(&model, batch))))
+    }
+
+    fn exit(&self, _: &WeightBuilder) -> Result<Box<dyn Exit>> {
+        Ok(Box::new(Through))
+    }
+
+    fn weights(&self, checkpoint: &Checkpoint, index: usize) -> Result<Vec<String>> {
+        if index == 0 { Ok(checkpoint.names()) } else { Err(no_such_block(index, 1)) }
+    }
+}
+
+/// What stands before and after a model that is one block.
+struct Through;
+
+impl Entrance for Through {
+    fn forward(&self, batch: &Batch) -> Result<Hidden> {
+        Ok(Hidden { x: batch.input.clone(), mask: batch.mask.clone() })
+    }
+}
+
+impl Exit for Through {
+    fn forward(&self, hidden: &Hidden) -> Result<Tensor> {
+        Ok(hidden.x.clone())
+    }
+}
+
+/// A whole model, which reads the batch itself.
+struct All<F>(F);
+
+impl<F: Fn(&Batch) -> Result<Tensor> + Send + Sync> Block for All<F> {
+    fn forward(&self, hidden: &Hidden) -> Result<Hidden> {
+        let batch = Batch { input: hidden.x.clone(), mask: hidden.mask.clone() };
+        Ok(hidden.with((self.0)(&batch)?))
+    }
 }

@@ -4,6 +4,7 @@
 
 pub mod blocks;
 pub mod build;
+pub mod calibrate;
 pub mod checkpoint;
 pub mod codec;
 pub mod coupling;
@@ -23,6 +24,7 @@ pub mod weight;
 
 pub use blocks::{Batch, Block, Blocks, Entrance, Exit, Hidden};
 pub use build::{Architecture, WeightBuilder};
+pub use calibrate::Calibration;
 pub use checkpoint::{Checkpoint, WeightInfo};
 pub use codec::{Claim, Codec, Codecs, StoredWeight};
 pub use coupling::{Coupling, Couplings};

@@ -16,6 +16,9 @@
 //!
 //! Sums are f64, taken in chunks of fixed size and in order, so that they do not depend on the number of threads.
 
+pub mod file;
+pub mod importance;
+
 use rayon::prelude::*;
 use std::{collections::BTreeMap, sync::Arc};
 
