@@ -5,8 +5,8 @@
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use taper_core::{
-    Architecture, Block, Blocks, Checkpoint, Coupling, Couplings, Entrance, Exit, Result, WeightBuilder,
-    coupling::Stack,
+    Architecture, Batch, Block, Blocks, Checkpoint, Coupling, Couplings, Entrance, Exit, Result,
+    WeightBuilder, blocks::AsOne, coupling::Stack,
 };
 
 use crate::{
@@ -171,13 +171,14 @@ impl Couplings for Families {
 }
 
 impl Families {
-    /// The chain of blocks that a checkpoint's model is.
+    /// The chain of blocks that a checkpoint's model is; a network without blocks is one.
     fn chain(checkpoint: &Checkpoint) -> Result<Arc<dyn Blocks>> {
         Ok(match Family::of(checkpoint)? {
             Family::Llama => Arc::new(LlamaConfig::of(checkpoint)?),
             Family::Bert => Arc::new(BertConfig::of(checkpoint)?),
             Family::DsCnn => {
-                return Err(bad("model", "is a network without blocks; run it as a whole instead"));
+                let config = DsCnnConfig::of(checkpoint)?;
+                Arc::new(AsOne::new(config, |model: &DsCnn, batch: &Batch| model.forward(&batch.input)))
             }
         })
     }

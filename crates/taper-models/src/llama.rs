@@ -13,6 +13,7 @@ mod blocks;
 mod cache;
 mod config;
 mod couplings;
+pub mod gguf;
 mod layer;
 mod rope;
 

@@ -108,11 +108,14 @@ fn calibration() -> Calibration {
     Calibration::new(Arc::new(Chain), batches()).unwrap()
 }
 
+/// A weight that was rewritten, and what was known of its inputs.
+type Note = (String, Option<InputStats>);
+
 /// Scales each weight by 0.9, halves its precision, and notes what it saw.
 #[derive(Debug, Clone)]
 struct Notes {
     needs: Needs,
-    seen: Arc<Mutex<Vec<(String, Option<InputStats>)>>>,
+    seen: Arc<Mutex<Vec<Note>>>,
 }
 
 impl Notes {

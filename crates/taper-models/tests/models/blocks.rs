@@ -5,6 +5,7 @@ use serde_json::json;
 use std::sync::Arc;
 use taper_core::{Batch, Block, Blocks, Checkpoint, Hidden, SharedWeight, WeightBuilder};
 use taper_models::{
+    DsCnn,
     bert::Bert,
     families::Families,
     llama::{Llama, LlamaConfig},
@@ -70,7 +71,17 @@ fn a_part_asks_for_its_own_weights_only() {
     assert!(Families.block(&weights, 0).is_err());
     let error = Families.block(&weights, 3).err().unwrap().to_string();
     assert!(error.contains("3 blocks"), "{error}");
-    assert!(Families.prefixes(&tiny::ds_cnn()).unwrap_err().to_string().contains("without blocks"));
+}
+
+#[test]
+fn a_network_without_blocks_is_one_block() {
+    let checkpoint = tiny::ds_cnn();
+    let features: Vec<f32> = (0..3 * 13 * 6).map(|i| (i as f32 * 0.7).sin()).collect();
+    let features = Tensor::from_vec(features, (3, 13, 6), &Device::Cpu).unwrap();
+    let whole = DsCnn::open(&checkpoint).unwrap().forward(&features).unwrap();
+    assert_eq!(values(&walk(&checkpoint, &Batch::new(features))), values(&whole));
+    assert_eq!(Families.weights(&checkpoint, 0).unwrap(), checkpoint.names());
+    assert!(Families.weights(&checkpoint, 1).is_err());
 }
 
 /// The checkpoint with the weights of a block as variables.
