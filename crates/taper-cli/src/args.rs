@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Compress a model directory into a new one.
     Compress(Box<Compress>),
+    /// List the recipes that come with the command.
+    Recipes,
     /// Judge a model: perplexity on a text, agreement with sentence scores, accuracy on features.
     Eval(Eval),
     /// Compare two model directories weight by weight, the most damaged first.
@@ -51,9 +53,34 @@ pub(crate) struct Compress {
     #[arg(short, long, value_name = "DIR", required_unless_present = "dry_run")]
     pub(crate) out: Option<PathBuf>,
 
-    /// Passes from a TOML file.
-    #[arg(long, value_name = "FILE")]
+    /// Passes from a TOML file, or a shipped recipe by its name (`taper recipes` lists them).
+    #[arg(long, value_name = "FILE|NAME")]
     pub(crate) recipe: Option<PathBuf>,
+
+    /// Run the model on this text, so that passes know what its layers read: windows for language models, a sentence a
+    /// line for sentence encoders.
+    #[arg(long, value_name = "FILE", conflicts_with = "stats")]
+    pub(crate) calibrate: Option<PathBuf>,
+
+    /// Tokens per window of the calibration text (language models).
+    #[arg(long, value_name = "N", default_value = "256", requires = "calibrate", value_parser = count)]
+    pub(crate) window: NonZeroUsize,
+
+    /// The first N windows: 128 where absent; the first N sentences for encoders, all where absent.
+    #[arg(long, value_name = "N", requires = "calibrate", value_parser = count)]
+    pub(crate) windows: Option<NonZeroUsize>,
+
+    /// Statistics of the model as it is, or of what it became so far; sequential for Gram matrices, else once.
+    #[arg(long, value_enum, value_name = "MODE", requires = "calibrate")]
+    pub(crate) calibration: Option<Mode>,
+
+    /// Keep the statistics in this new file, to be used again with --stats; for statistics that are taken once.
+    #[arg(long, value_name = "FILE", requires = "calibrate")]
+    pub(crate) save_stats: Option<PathBuf>,
+
+    /// Statistics that were saved: of --save-stats, or an importance matrix (`.dat`).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stats: Option<PathBuf>,
 
     /// All matrices to 8-bit integers, one scale per row (or per --group).
     #[arg(long)]
@@ -86,6 +113,15 @@ pub(crate) struct Compress {
     /// Begin a new file after this many bytes, such as 4000000000, 500M or 4G.
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub(crate) shard_bytes: Option<u64>,
+}
+
+/// What statistics are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Mode {
+    /// The model as it is.
+    Once,
+    /// Each layer sees what the layers before it became.
+    Sequential,
 }
 
 #[derive(Debug, clap::Args)]

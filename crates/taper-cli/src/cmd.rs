@@ -6,6 +6,7 @@ mod diff;
 mod eval;
 mod generate;
 mod inspect;
+mod recipes;
 
 use crate::{args::Command, failure::Failure, terminal::Terminal};
 
@@ -14,6 +15,7 @@ pub(crate) fn run(command: &Command, terminal: &Terminal) -> Result<(), Failure>
     match command {
         Command::Inspect(args) => inspect::run(args, *terminal),
         Command::Compress(args) => compress::run(args, *terminal),
+        Command::Recipes => recipes::run(*terminal),
         Command::Eval(args) => eval::run(args, *terminal),
         Command::Diff(args) => diff::run(args, *terminal),
         Command::Generate(args) => generate::run(args, *terminal),

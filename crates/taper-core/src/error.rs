@@ -153,7 +153,9 @@ pub enum Error {
     EmptyPipeline,
 
     /// A pass needs calibration that the run does not have.
-    #[error("pass `{pass}` needs {needs} and the run has none; give it with `Run::with_stats`")]
+    #[error(
+        "pass `{pass}` needs {needs} and the run has none; calibrate with `Run::with_calibration`, or give saved statistics with `Run::with_stats`"
+    )]
     NeedsStats {
         /// The pass.
         pass: String,

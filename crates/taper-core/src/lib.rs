@@ -2,12 +2,15 @@
 //!
 //! Programs that use Taper want the `taper` crate, which re-exports all of this.
 
+pub mod blocks;
 pub mod build;
+pub mod calibrate;
 pub mod checkpoint;
 pub mod codec;
 pub mod coupling;
 pub mod error;
 pub mod kernel;
+pub mod linalg;
 pub mod nn;
 pub mod observe;
 pub mod pass;
@@ -20,7 +23,9 @@ pub mod store;
 pub mod verify;
 pub mod weight;
 
+pub use blocks::{Batch, Block, Blocks, Entrance, Exit, Hidden};
 pub use build::{Architecture, WeightBuilder};
+pub use calibrate::Calibration;
 pub use checkpoint::{Checkpoint, WeightInfo};
 pub use codec::{Claim, Codec, Codecs, StoredWeight};
 pub use coupling::{Coupling, Couplings};
@@ -31,5 +36,5 @@ pub use pipeline::{Pipeline, Run};
 pub use progress::{Event, Flow, Progress, Silent};
 pub use report::{Outcome, Report};
 pub use select::Select;
-pub use stats::{InputStats, Stats};
+pub use stats::{Gram, InputStats, Stats};
 pub use weight::{Encoding, Part, Parts, Rows, SharedWeight, Weight};

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::{collections::BTreeMap, fmt, sync::Mutex};
 
 use crate::{
-    Checkpoint, Error, Event, Flow, Progress, Result, Select,
+    Calibration, Checkpoint, Error, Event, Flow, Progress, Result, Select,
     report::Outcome,
     stats::{InputStats, Stats},
     weight::{Encoding, SharedWeight, Weight},
@@ -42,18 +42,25 @@ impl fmt::Display for Stage {
 pub enum Needs {
     /// Nothing: the pass works without data and can stream.
     Nothing,
-    /// Counts, mean |x|, max |x| and Σx² per input.
+    /// The batches and the model's blocks themselves, to run them: [`Context::calibration`].
+    Batches,
+    /// Counts, mean x, mean |x|, minimum, maximum and Σx² per input.
     InputNorms,
     /// The Gram matrix XXᵀ of the inputs as well.
     Gram,
+    /// Also the cross Gram matrix X̃Xᵀ with the inputs that the original model has: for passes that make up for the
+    /// errors of the layers before. It differs from the Gram matrix only where calibration is sequential.
+    CrossGram,
 }
 
 impl fmt::Display for Needs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Nothing => "nothing",
+            Self::Batches => "calibration batches",
             Self::InputNorms => "input norms",
             Self::Gram => "input gram matrices",
+            Self::CrossGram => "input gram matrices beside those of the original",
         })
     }
 }
@@ -233,6 +240,7 @@ impl<P: WeightPass> Pass for Each<P> {
 #[derive(Debug)]
 pub struct Context<'a> {
     stats: Option<&'a Stats>,
+    calibration: Option<&'a Calibration>,
     seed: u64,
     progress: ProgressRef<'a>,
     outcomes: Mutex<BTreeMap<String, Outcome>>,
@@ -250,7 +258,21 @@ impl<'a> Context<'a> {
     /// A context; the driver makes one per pass, tests make their own.
     #[must_use]
     pub fn new(stats: Option<&'a Stats>, seed: u64, progress: &'a dyn Progress) -> Self {
-        Self { stats, seed, progress: ProgressRef(progress), outcomes: Mutex::default() }
+        let (progress, outcomes) = (ProgressRef(progress), Mutex::default());
+        Self { stats, calibration: None, seed, progress, outcomes }
+    }
+
+    /// With the model's blocks and what to run them on.
+    #[must_use]
+    pub fn with_calibration(mut self, calibration: Option<&'a Calibration>) -> Self {
+        self.calibration = calibration;
+        self
+    }
+
+    /// The model's blocks and what to run them on, for passes that learn from more than statistics.
+    #[must_use]
+    pub fn calibration(&self) -> Option<&'a Calibration> {
+        self.calibration
     }
 
     /// What calibration saw at the input of the layer that owns `weight`.

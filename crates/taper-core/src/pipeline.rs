@@ -4,8 +4,10 @@
 //! cancellation. [`Pipeline::run`] gives a checkpoint in memory; [`Pipeline::run_to`] writes a model directory, one
 //! weight at a time where the passes allow it; [`Pipeline::predict`] tells the size without writing.
 
+mod calibrated;
 mod memory;
 mod predict;
+mod shelf;
 mod stream;
 
 pub use predict::Prediction;
@@ -14,8 +16,9 @@ use serde_json::{Value, json};
 use std::{collections::BTreeSet, fmt, path::Path, sync::Arc, time::Instant};
 
 use crate::{
-    Checkpoint, Error, Needs, Outcome, Pass, Progress, Report, Result, Select, Silent, Stats,
-    report::{PassReport, Totals},
+    Calibration, Checkpoint, Context, Error, Needs, Outcome, Pass, Progress, Report, Result, Select, Silent,
+    Stats,
+    report::{Calibrated, PassReport, Totals},
     store::{DEFAULT_SHARD_BYTES, output::Resume},
     verify,
 };
@@ -26,6 +29,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// How to run a pipeline, apart from the passes.
 pub struct Run<'a> {
     stats: Option<&'a Stats>,
+    calibration: Option<&'a Calibration>,
     progress: &'a dyn Progress,
     seed: u64,
     resume: Resume,
@@ -36,6 +40,7 @@ impl Default for Run<'_> {
     fn default() -> Self {
         Self {
             stats: None,
+            calibration: None,
             progress: &Silent,
             seed: 0,
             resume: Resume::Fresh,
@@ -48,6 +53,7 @@ impl fmt::Debug for Run<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Run")
             .field("stats", &self.stats.is_some())
+            .field("calibration", &self.calibration)
             .field("seed", &self.seed)
             .field("resume", &self.resume)
             .field("shard_bytes", &self.shard_bytes)
@@ -67,6 +73,54 @@ impl<'a> Run<'a> {
     pub fn with_stats(mut self, stats: &'a Stats) -> Self {
         self.stats = Some(stats);
         self
+    }
+
+    /// With a model's blocks and batches to run them on, so that passes get the statistics that they need.
+    ///
+    /// Statistics are gathered when a pass asks for them, from the model as it is then. Where some are given too
+    /// ([`Run::with_stats`]), passes see those.
+    #[must_use]
+    pub fn with_calibration(mut self, calibration: &'a Calibration) -> Self {
+        self.calibration = Some(calibration);
+        self
+    }
+
+    /// What a pass sees, with these statistics.
+    fn context<'s>(&'s self, stats: Option<&'s Stats>) -> Context<'s> {
+        Context::new(stats, self.seed, self.progress).with_calibration(self.calibration)
+    }
+
+    /// What must be gathered for these passes; none where nothing is needed or statistics are given.
+    fn must_gather(&self, passes: &[Arc<dyn Pass>]) -> Option<(&'a Calibration, Needs)> {
+        let needs = passes.iter().map(|p| p.needs()).max().filter(|n| *n >= Needs::InputNorms)?;
+        Some((self.calibration.filter(|_| self.stats.is_none())?, needs))
+    }
+
+    /// What calibration saw, where its statistics are used as given.
+    fn given(&self, passes: &[Arc<dyn Pass>]) -> Option<Calibrated> {
+        let used = passes.iter().any(|p| p.needs() >= Needs::InputNorms);
+        self.stats.filter(|_| used).map(|stats| Calibrated::of(crate::report::Origin::Given, stats))
+    }
+
+    /// Everything besides passes and input that decides the output.
+    fn recipe(&self, pipeline: &Pipeline) -> Result<Value> {
+        let mut recipe = pipeline.recipe();
+        if pipeline.passes.iter().all(|p| p.needs() == Needs::Nothing) {
+            return Ok(recipe);
+        }
+        if let Some(calibration) = self.calibration {
+            recipe["calibration"] = calibration.identity()?;
+        }
+        if let Some(stats) = self.stats {
+            let mut sum = crc32fast::Hasher::new();
+            for (name, seen) in stats.iter() {
+                sum.update(name.as_bytes());
+                sum.update(&seen.count.to_le_bytes());
+                sum.update(bytemuck::cast_slice(&seen.sum_squares));
+            }
+            recipe["stats"] = sum.finalize().into();
+        }
+        Ok(recipe)
     }
 
     /// Reporting to, and cancelled by, `progress`.
@@ -149,6 +203,11 @@ impl Pipeline {
 
     /// Checks what can be checked before any work: that there are passes, their order, and their needs.
     pub fn check(&self, run: &Run<'_>) -> Result<()> {
+        self.check_order()?;
+        Self::check_needs(&self.passes, run)
+    }
+
+    fn check_order(&self) -> Result<()> {
         if self.passes.is_empty() {
             return Err(Error::EmptyPipeline);
         }
@@ -162,12 +221,22 @@ impl Pipeline {
                 });
             }
         }
-        for pass in &self.passes {
-            if pass.needs() != Needs::Nothing && run.stats.is_none() {
-                return Err(Error::NeedsStats { pass: pass.name().to_owned(), needs: pass.needs() });
-            }
-        }
         Ok(())
+    }
+
+    /// Errors where a pass needs what the run does not have.
+    fn check_needs(passes: &[Arc<dyn Pass>], run: &Run<'_>) -> Result<()> {
+        let fulfilled = |needs| match needs {
+            Needs::Nothing => true,
+            Needs::Batches => run.calibration.is_some(),
+            _ if run.stats.is_none() => run.calibration.is_some(),
+            Needs::InputNorms => true,
+            _ => run.stats.is_some_and(|stats| stats.iter().all(|(_, seen)| seen.gram.is_some())),
+        };
+        match passes.iter().find(|p| !fulfilled(p.needs())) {
+            Some(pass) => Err(Error::NeedsStats { pass: pass.name().to_owned(), needs: pass.needs() }),
+            None => Ok(()),
+        }
     }
 
     /// Runs all passes in memory.
@@ -175,8 +244,9 @@ impl Pipeline {
         self.check(run)?;
         let clock = Instant::now();
         let input = checkpoint.clone();
-        let (checkpoint, passes) = memory::run(&self.passes, checkpoint, run)?;
-        let report = self.report(&input, passes, checkpoint.totals()?, clock)?;
+        let ran = memory::run(&self.passes, checkpoint, run)?;
+        let (checkpoint, output) = (ran.checkpoint, ran.reports);
+        let report = self.report(&input, output, ran.seen, checkpoint.totals()?, clock)?;
         Ok((checkpoint, report))
     }
 
@@ -193,7 +263,7 @@ impl Pipeline {
     /// What [`Pipeline::run_to`] would write: the very bytes of every file, without writing or (where the encoding's
     /// size follows from shapes) reading a value.
     pub fn predict(&self, checkpoint: Checkpoint, run: &Run<'_>) -> Result<Prediction> {
-        self.check(run)?;
+        self.check_order()?;
         predict::predict(&self.passes, checkpoint, run)
     }
 
@@ -201,6 +271,7 @@ impl Pipeline {
         &self,
         input: &Checkpoint,
         passes: Vec<PassReport>,
+        calibration: Option<Calibrated>,
         output: Totals,
         clock: Instant,
     ) -> Result<Report> {
@@ -225,6 +296,7 @@ impl Pipeline {
             passes,
             input: input.totals()?,
             output,
+            calibration,
             covered_bytes,
             eligible_bytes,
             seconds: clock.elapsed().as_secs_f64(),

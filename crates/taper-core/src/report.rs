@@ -1,8 +1,8 @@
 //! What each pass did to each weight: a table on `Display`, JSON through serde.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use crate::{Stage, WeightInfo, weight::bits_per_weight};
+use crate::{Stage, Stats, WeightInfo, weight::bits_per_weight};
 
 /// How a selected weight ended.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -119,6 +119,65 @@ impl Totals {
     }
 }
 
+/// Where the statistics of a run came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// They were given.
+    Given,
+    /// Gathered from the model as it was.
+    Once,
+    /// Gathered while the model changed, each layer seeing what the layers before it became.
+    Sequential,
+}
+
+/// What calibration saw.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Calibrated {
+    /// Where the statistics came from.
+    pub origin: Origin,
+    /// Tokens (input vectors) that each layer saw, by the name of its weight.
+    pub layers: BTreeMap<String, u64>,
+}
+
+impl Calibrated {
+    /// What is in statistics.
+    pub(crate) fn of(origin: Origin, stats: &Stats) -> Self {
+        let layers = stats.iter().map(|(name, seen)| (name.to_owned(), seen.count)).collect();
+        Self { origin, layers }
+    }
+
+    /// Takes over what another leg of the run saw.
+    pub(crate) fn join(seen: &mut Option<Self>, other: Option<Self>) {
+        match (seen.as_mut(), other) {
+            (Some(seen), Some(other)) => {
+                seen.origin = other.origin;
+                seen.layers.extend(other.layers);
+            }
+            (None, other) => *seen = other,
+            (Some(_), None) => {}
+        }
+    }
+}
+
+impl fmt::Display for Calibrated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = match self.origin {
+            Origin::Given => "statistics given",
+            Origin::Once => "calibrated once",
+            Origin::Sequential => "calibrated layer after layer",
+        };
+        let (least, most) = (self.layers.values().min(), self.layers.values().max());
+        let (least, most) = (least.copied().unwrap_or(0), most.copied().unwrap_or(0));
+        write!(f, "{how}: {} layers saw {least}", self.layers.len())?;
+        if least != most {
+            let poorest = self.layers.iter().min_by_key(|(_, tokens)| **tokens).map_or("", |(name, _)| name);
+            write!(f, " (`{poorest}`) to {most}")?;
+        }
+        write!(f, " tokens each")
+    }
+}
+
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Report {
@@ -130,6 +189,9 @@ pub struct Report {
     pub input: Totals,
     /// The checkpoint that came out.
     pub output: Totals,
+    /// What calibration saw; absent where nothing was calibrated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibrated>,
     /// Bytes of input matrices (float, two or more dimensions) that some pass changed or removed.
     pub covered_bytes: u64,
     /// Bytes of all input matrices.
@@ -212,6 +274,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for pass in &self.passes {
             pass.fmt(f)?;
+        }
+        if let Some(seen) = &self.calibration {
+            writeln!(f, "{seen}")?;
         }
         writeln!(
             f,

@@ -1,8 +1,10 @@
 //! The BERT family, as sentence encoders use it (all-MiniLM-L6-v2 and its like).
 //!
 //! [`BertConfig`] reads the config and is the [`Architecture`]; `layer.rs` has the embeddings and a layer, `pooling.rs`
-//! and `sentences.rs` make sentence vectors, `couplings.rs` says what may be cut. Weight names may begin with `bert.`.
+//! and `sentences.rs` make sentence vectors, `couplings.rs` says what may be cut, `blocks.rs` runs it a layer at a time.
+//! Weight names may begin with `bert.`.
 
+mod blocks;
 mod config;
 mod couplings;
 mod layer;
@@ -33,12 +35,31 @@ fn prefix_of(contains: impl Fn(&str) -> bool) -> &'static str {
     if contains("bert.embeddings.word_embeddings.weight") { "bert." } else { "" }
 }
 
+/// Where the model's weights begin.
+fn body(weights: &WeightBuilder) -> WeightBuilder {
+    if prefix_of(|name| weights.contains(name)) == "bert." { weights.pp("bert") } else { weights.clone() }
+}
+
+/// 0 for tokens and the lowest number for padding, `[batch, 1, 1, 1, len]`: finite, so that a text of padding alone is no
+/// NaN.
+fn added_mask(mask: &Tensor) -> Result<Tensor> {
+    let (batch, len) = mask.dims2()?;
+    let hidden = ((mask.to_dtype(DType::F32)? - 1.0)? * f64::from(f32::MAX))?;
+    Ok(hidden.reshape((batch, 1, 1, 1, len))?)
+}
+
+fn check_length(len: usize, most: usize) -> Result<()> {
+    if len == 0 || len > most {
+        return Err(Error::bad_option("tokens", len, format!("1 to `max_position_embeddings`, {most}")));
+    }
+    Ok(())
+}
+
 impl Architecture for BertConfig {
     type Model = Bert;
 
     fn build(&self, weights: &WeightBuilder) -> Result<Bert> {
-        let prefixed = prefix_of(|name| weights.contains(name)) == "bert.";
-        let body = if prefixed { weights.pp("bert") } else { weights.clone() };
+        let body = body(weights);
         let stack = body.pp("encoder").pp("layer");
         Ok(Bert {
             config: self.clone(),
@@ -82,19 +103,12 @@ impl Bert {
     }
 
     fn walk(&self, ids: &Tensor, mask: &Tensor, mut visit: impl FnMut(&Tensor)) -> Result<Tensor> {
-        let (batch, len) = ids.dims2()?;
-        let most = self.config.max_position_embeddings;
-        if len == 0 || len > most {
-            return Err(Error::bad_option("tokens", len, format!("1 to `max_position_embeddings`, {most}")));
-        }
-        let (ids, mask) = (ids.to_device(&self.device)?, mask.to_device(&self.device)?);
-        // 0 for tokens and the lowest number for padding: finite, so that a text of padding alone is no NaN.
-        let hidden = ((mask.to_dtype(DType::F32)? - 1.0)? * f64::from(f32::MAX))?;
-        let hidden = hidden.reshape((batch, 1, 1, 1, len))?;
-        let mut x = self.embeddings.forward(&ids)?;
+        check_length(ids.dims2()?.1, self.config.max_position_embeddings)?;
+        let hidden = added_mask(&mask.to_device(&self.device)?)?;
+        let mut x = self.embeddings.forward(&ids.to_device(&self.device)?)?;
         visit(&x);
         for layer in &self.layers {
-            x = layer.forward(&x, &hidden)?;
+            x = layer.run(&x, &hidden)?;
             visit(&x);
         }
         Ok(x)

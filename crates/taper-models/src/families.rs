@@ -3,7 +3,11 @@
 //! Told by `model_type`, else by `architectures`, else (for networks without a stock config) by `model`.
 
 use serde_json::{Map, Value};
-use taper_core::{Architecture, Checkpoint, Coupling, Couplings, Result, WeightBuilder, coupling::Stack};
+use std::sync::Arc;
+use taper_core::{
+    Architecture, Batch, Block, Blocks, Checkpoint, Coupling, Couplings, Entrance, Exit, Result,
+    WeightBuilder, blocks::AsOne, coupling::Stack,
+};
 
 use crate::{
     Error,
@@ -163,6 +167,38 @@ impl Couplings for Families {
             Family::Bert => BertCouplings.stack(checkpoint),
             Family::DsCnn => DsCnnCouplings.stack(checkpoint),
         }
+    }
+}
+
+impl Families {
+    /// The chain of blocks that a checkpoint's model is; a network without blocks is one.
+    fn chain(checkpoint: &Checkpoint) -> Result<Arc<dyn Blocks>> {
+        Ok(match Family::of(checkpoint)? {
+            Family::Llama => Arc::new(LlamaConfig::of(checkpoint)?),
+            Family::Bert => Arc::new(BertConfig::of(checkpoint)?),
+            Family::DsCnn => {
+                let config = DsCnnConfig::of(checkpoint)?;
+                Arc::new(AsOne::new(config, |model: &DsCnn, batch: &Batch| model.forward(&batch.input)))
+            }
+        })
+    }
+}
+
+impl Blocks for Families {
+    fn prefixes(&self, checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        Self::chain(checkpoint)?.prefixes(checkpoint)
+    }
+
+    fn entrance(&self, weights: &WeightBuilder) -> Result<Box<dyn Entrance>> {
+        Self::chain(weights.checkpoint())?.entrance(weights)
+    }
+
+    fn block(&self, weights: &WeightBuilder, index: usize) -> Result<Box<dyn Block>> {
+        Self::chain(weights.checkpoint())?.block(weights, index)
+    }
+
+    fn exit(&self, weights: &WeightBuilder) -> Result<Box<dyn Exit>> {
+        Self::chain(weights.checkpoint())?.exit(weights)
     }
 }
 

@@ -25,6 +25,7 @@
 //! | [`bert`] | BERT encoders with pooling: all-MiniLM-L6-v2 and its like |
 //! | [`ds_cnn`] | MLPerf Tiny's keyword spotting network |
 //! | [`families`] | whichever of them a checkpoint holds, and its couplings for structured pruning |
+//! | [`calibration`] | texts and sentences to gather statistics on |
 //! | [`tokenizer`], [`generate`](mod@generate) | texts to tokens and back, sampling |
 //! | [`eval`] | perplexity, KL and agreement with the original, layer influence, sentence similarity, accuracy |
 //!
@@ -36,6 +37,7 @@ mod config;
 mod kernel;
 
 pub mod bert;
+pub mod calibration;
 pub mod ds_cnn;
 pub mod error;
 pub mod eval;

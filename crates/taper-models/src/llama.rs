@@ -6,12 +6,14 @@
 //! ```
 //!
 //! [`LlamaConfig`] reads the config and is the [`Architecture`]; `layer.rs` has a layer, `rope.rs` the positions,
-//! `cache.rs` the keys and values seen, `couplings.rs` what may be cut. The stages ([`Llama::embed`], [`Llama::layer`],
+//! `cache.rs` the keys and values seen, `couplings.rs` what may be cut, `blocks.rs` the model a layer at a time. The stages ([`Llama::embed`], [`Llama::layer`],
 //! [`Llama::logits`]) are public, so that calibration and distillation can walk the model layer by layer.
 
+mod blocks;
 mod cache;
 mod config;
 mod couplings;
+pub mod gguf;
 mod layer;
 mod rope;
 
@@ -37,7 +39,7 @@ pub struct Llama {
     layers: Vec<Layer>,
     norm: RmsNorm,
     head: Linear,
-    rope: Rope,
+    positions: Positions,
     device: Device,
 }
 
@@ -56,22 +58,27 @@ impl Architecture for LlamaConfig {
             .collect::<Result<Vec<_>>>()?;
         Ok(Llama {
             config: self.clone(),
-            head: head(self, &embedding, weights)?,
+            head: head(self, Some(&embedding), weights)?,
             embedding,
             layers,
             norm: rms_norm(self.hidden_size, self.rms_norm_eps, &body.pp("norm"))?,
-            rope: Rope::new(&self.rope, self.head_dim, weights.device()),
+            positions: Positions::new(self, weights.device()),
             device: weights.device().clone(),
         })
     }
 }
 
-/// The head of its own, or the embedding's weight shared.
-fn head(config: &LlamaConfig, embedding: &Embedding, weights: &WeightBuilder) -> Result<Linear> {
+/// The head of its own, or the embedding's weight shared (read anew where `table` is not at hand).
+fn head(config: &LlamaConfig, table: Option<&Embedding>, weights: &WeightBuilder) -> Result<Linear> {
+    let (inner, out) = (config.hidden_size, config.vocab_size);
     if !config.is_tied(weights.contains("lm_head.weight")) {
-        return linear_no_bias(config.hidden_size, config.vocab_size, &weights.pp("lm_head"));
+        return linear_no_bias(inner, out, &weights.pp("lm_head"));
     }
-    let tied = Linear::from_weight(Arc::clone(embedding.weight()), None);
+    let rows = match table {
+        Some(table) => Arc::clone(table.weight()),
+        None => weights.pp("model").pp("embed_tokens").weight(&[out, inner], "weight")?,
+    };
+    let tied = Linear::from_weight(rows, None);
     Ok(match weights.observer() {
         Some(observer) => {
             let name = weights.full_name("model.embed_tokens.weight");
@@ -108,7 +115,7 @@ impl Llama {
     /// Logits at every position: `ids` `[batch, len]` to f32 `[batch, len, vocabulary]`.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
-        let stretch = self.stretch(&x, 0)?;
+        let stretch = self.positions.stretch(&x, 0)?;
         for layer in &self.layers {
             x = layer.forward(&x, &stretch, None)?;
         }
@@ -126,7 +133,7 @@ impl Llama {
     fn continued(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
         let len = x.dim(1)?;
-        let stretch = self.stretch(&x, cache.len())?;
+        let stretch = self.positions.stretch(&x, cache.len())?;
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, &stretch, Some(cache.layer(i)?))?;
         }
@@ -137,7 +144,7 @@ impl Llama {
     /// The residual stream before each layer and after the last: `num_layers + 1` tensors `[batch, len, hidden]`.
     pub fn hidden_states(&self, ids: &Tensor) -> Result<Vec<Tensor>> {
         let mut states = vec![self.embed(ids)?];
-        let stretch = self.stretch(&states[0], 0)?;
+        let stretch = self.positions.stretch(&states[0], 0)?;
         for layer in &self.layers {
             let next = layer.forward(&states[states.len() - 1], &stretch, None)?;
             states.push(next);
@@ -147,11 +154,7 @@ impl Llama {
 
     /// The first residual stream: `ids` `[batch, len]` to `[batch, len, hidden]`.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        let (_, len) = ids.dims2()?;
-        if len == 0 {
-            return Err(Error::bad_option("tokens", len, "at least one token per text"));
-        }
-        self.embedding.forward(&ids.to_device(&self.device)?)
+        lookup(&self.embedding, ids, &self.device)
     }
 
     /// What layer `index` makes of the residual stream `[batch, len, hidden]` of a whole text.
@@ -163,18 +166,44 @@ impl Llama {
                 format!("the model has {} layers, counted from 0", self.layers.len()),
             )
         })?;
-        layer.forward(x, &self.stretch(x, 0)?, None)
+        layer.forward(x, &self.positions.stretch(x, 0)?, None)
     }
 
     /// Norm and head: the last residual stream `[batch, len, hidden]` to f32 logits `[batch, len, vocabulary]`.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
         Ok(self.head.forward(&self.norm.forward(x)?)?.to_dtype(DType::F32)?)
     }
+}
+
+/// The rows of `ids` `[batch, len]`.
+fn lookup(table: &Embedding, ids: &Tensor, device: &Device) -> Result<Tensor> {
+    let (_, len) = ids.dims2()?;
+    if len == 0 {
+        return Err(Error::bad_option("tokens", len, "at least one token per text"));
+    }
+    table.forward(&ids.to_device(device)?)
+}
+
+/// Makes what all layers share while tokens pass.
+#[derive(Debug, Clone)]
+struct Positions {
+    rope: Rope,
+    most: usize,
+    device: Device,
+}
+
+impl Positions {
+    fn new(config: &LlamaConfig, device: &Device) -> Self {
+        Self {
+            rope: Rope::new(&config.rope, config.head_dim, device),
+            most: config.max_position_embeddings,
+            device: device.clone(),
+        }
+    }
 
     /// Positions and masks of a residual stream that begins at position `start`.
     fn stretch(&self, x: &Tensor, start: usize) -> Result<Stretch> {
-        let len = x.dim(1)?;
-        let most = self.config.max_position_embeddings;
+        let (len, most) = (x.dim(1)?, self.most);
         if start + len > most {
             return Err(Error::bad_option(
                 "tokens",

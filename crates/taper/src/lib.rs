@@ -64,9 +64,9 @@ use taper_models::{AnyModel, Families};
 pub mod prelude {
     pub use crate::{Recipe, RecipeError};
     pub use taper_core::{
-        Architecture, Checkpoint, Codec, Codecs, Context, Couplings, Encoding, Event, Flow, Outcome, Pass,
-        Pipeline, Progress, Report, Rewrite, Run, Select, SharedWeight, Silent, Stage, Stats, Weight,
-        WeightBuilder, WeightPass,
+        Architecture, Batch, Blocks, Calibration, Checkpoint, Codec, Codecs, Context, Couplings, Encoding,
+        Event, Flow, Outcome, Pass, Pipeline, Progress, Report, Rewrite, Run, Select, SharedWeight, Silent,
+        Stage, Stats, Weight, WeightBuilder, WeightPass,
     };
     pub use taper_models::{
         AnyModel, Families, Llama, Sampling, SentenceEncoder, Tokenizer,

@@ -18,11 +18,12 @@
 //!
 //! Every other key of a `[[pass]]` is an option of that pass. A wrong key, value or order is an error that names its line
 //! and what would be right. `arms.rs` knows the passes, `step.rs` reads one of them, `keys.rs` asks a settings type for
-//! its keys, `shortcut.rs` has the recipes that need no file.
+//! its keys, `shortcut.rs` has the recipes that need no file, [`shipped`] those that come with Taper.
 
 mod arms;
 mod error;
 mod keys;
+pub mod shipped;
 mod shortcut;
 mod spelling;
 mod step;

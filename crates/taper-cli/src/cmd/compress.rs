@@ -10,6 +10,8 @@ use taper::{
     store::output::{REPORT_FILE, Resume, partial_path},
 };
 
+mod statistics;
+
 use crate::{
     args::Compress,
     bar::Bar,
@@ -17,6 +19,7 @@ use crate::{
     table::{Side, Table, shape, thousands},
     terminal::Terminal,
 };
+use statistics::Statistics;
 
 /// Rows of a pass's table on the screen; the report beside the model has all of them.
 const ROWS: usize = 12;
@@ -48,7 +51,8 @@ pub(crate) fn run(args: &Compress, terminal: Terminal) -> Result<(), Failure> {
     }
     let checkpoint = taper::open(&args.dir)?;
     let bar = Bar::new(terminal);
-    let mut run = Run::new().with_progress(&bar);
+    let statistics = Statistics::of(args, &checkpoint, &pipeline, &bar)?;
+    let mut run = statistics.join(Run::new().with_progress(&bar));
     if let Some(bytes) = args.shard_bytes {
         run = run.with_shard_bytes(bytes);
     }
@@ -72,7 +76,7 @@ pub(crate) fn run(args: &Compress, terminal: Terminal) -> Result<(), Failure> {
 fn pipeline(args: &Compress) -> Result<Pipeline, Failure> {
     let group = args.group.map(std::num::NonZeroUsize::get);
     Ok(match &args.recipe {
-        Some(path) => Recipe::open(path)?.pipeline(),
+        Some(path) => Recipe::find(path)?.pipeline(),
         None if args.int8 => recipe::int8(group)?,
         None if args.int4 => recipe::int4(group.unwrap_or(INT4_GROUP))?,
         None => recipe::nf4(group.unwrap_or(NF4_BLOCK))?,
@@ -133,6 +137,9 @@ fn done(shown: &Done<'_>) -> String {
     for pass in &report.passes {
         text += &format!("{} ({}), {:.2} s\n{}", pass.name, pass.stage, pass.seconds, rows(&pass.rows));
         text.push('\n');
+    }
+    if let Some(seen) = &report.calibration {
+        text += &format!("{seen}\n");
     }
     text += &format!(
         "{} -> {} bytes of weights, {:.3} -> {:.3} bits per weight, {:.2}×\n",

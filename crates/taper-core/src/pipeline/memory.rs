@@ -3,33 +3,102 @@
 use rayon::prelude::*;
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
-use super::{Run, selected};
+use super::{
+    Run,
+    calibrated::Prepared,
+    selected,
+    shelf::{Rows, Shelf},
+    stream::{self, Steps},
+};
 use crate::{
     Checkpoint, Context, Event, Outcome, Pass, Result, Rewrite, SharedWeight, Stage, WeightInfo,
     pass::Weightwise,
-    report::{PassReport, Row, Stored},
+    report::{Calibrated, Origin, PassReport, Row, Stored},
     verify,
 };
 
+/// What came of running passes in memory.
+pub(super) struct Ran {
+    pub(super) checkpoint: Checkpoint,
+    pub(super) reports: Vec<PassReport>,
+    pub(super) seen: Option<Calibrated>,
+}
+
 /// Runs passes one after the other; reports each.
-pub(super) fn run(
-    passes: &[Arc<dyn Pass>],
-    mut checkpoint: Checkpoint,
-    run: &Run<'_>,
-) -> Result<(Checkpoint, Vec<PassReport>)> {
-    let mut reports = Vec::new();
-    for pass in passes {
-        let clock = Instant::now();
-        let context = Context::new(run.stats, run.seed, run.progress);
-        context.progress(&Event::PassStarted { pass: pass.name() })?;
-        let (after, rows) = match pass.weightwise() {
-            Some(step) => each(step, checkpoint, &context)?,
-            None => whole(pass.as_ref(), checkpoint, &context)?,
-        };
-        checkpoint = after;
-        reports.push(report(pass.as_ref(), rows, clock));
+///
+/// Statistics are gathered per leg: for a pass that sees the whole checkpoint, and for a row of single-weight passes, which
+/// share them.
+pub(super) fn run(passes: &[Arc<dyn Pass>], checkpoint: Checkpoint, run: &Run<'_>) -> Result<Ran> {
+    let mut ran = Ran { checkpoint, reports: Vec::new(), seen: run.given(passes) };
+    let mut rest = passes;
+    while let Some(first) = rest.first() {
+        let row = rest.iter().take_while(|p| p.weightwise().is_some()).count();
+        let (leg, later) = rest.split_at(row.max(1));
+        rest = later;
+        if first.weightwise().is_some() && run.must_gather(leg).is_some() {
+            let clock = Instant::now();
+            let (seen, rows) = leg_by_blocks(leg, &mut ran.checkpoint, run)?;
+            Calibrated::join(&mut ran.seen, seen);
+            for (pass, rows) in leg.iter().zip(rows) {
+                let seconds = rows.iter().map(|r| r.seconds).sum();
+                ran.reports.push(PassReport { seconds, ..report(pass.as_ref(), rows, clock) });
+            }
+            continue;
+        }
+        for pass in leg {
+            one(pass, &mut ran, run)?;
+        }
     }
-    Ok((checkpoint, reports))
+    Ok(ran)
+}
+
+/// A pass by itself.
+fn one(pass: &Arc<dyn Pass>, ran: &mut Ran, run: &Run<'_>) -> Result<()> {
+    let clock = Instant::now();
+    run.context(None).progress(&Event::PassStarted { pass: pass.name() })?;
+    let gathered = match run.must_gather(std::slice::from_ref(pass)) {
+        Some((calibration, needs)) => Some(calibration.stats(&ran.checkpoint, needs, run.progress)?),
+        None => None,
+    };
+    let seen = gathered.as_ref().map(|stats| Calibrated::of(Origin::Once, stats));
+    Calibrated::join(&mut ran.seen, seen);
+    let context = run.context(gathered.as_ref().or(run.stats));
+    let checkpoint = std::mem::take(&mut ran.checkpoint);
+    let (after, rows) = match pass.weightwise() {
+        Some(step) => each(step, checkpoint, &context)?,
+        None => whole(pass.as_ref(), checkpoint, &context)?,
+    };
+    ran.checkpoint = after;
+    ran.reports.push(report(pass.as_ref(), rows, clock));
+    Ok(())
+}
+
+/// Single-weight passes that need statistics, block by block; the rows of each.
+fn leg_by_blocks(
+    leg: &[Arc<dyn Pass>],
+    checkpoint: &mut Checkpoint,
+    run: &Run<'_>,
+) -> Result<(Option<Calibrated>, Vec<Vec<Row>>)> {
+    let prepared = Prepared::new(leg, std::mem::take(checkpoint), run, Shelf::Memory)?;
+    let steps = Steps::new(leg, &prepared.checkpoint)?;
+    let context = run.context(prepared.stats.as_ref());
+    let mut rows = vec![Vec::new(); leg.len()];
+    *checkpoint = prepared.checkpoint.clone();
+    let waiting: Vec<String> =
+        prepared.checkpoint.names().into_iter().filter(|n| steps.of(n).next().is_some()).collect();
+    let done: Vec<Result<(SharedWeight, Rows)>> = waiting
+        .par_iter()
+        .map(|name| match prepared.ready.get(name) {
+            Some(rows) => Ok((prepared.checkpoint.get(name)?, rows.clone())),
+            None => stream::through(&steps, name, &prepared.checkpoint, &context),
+        })
+        .collect();
+    for (name, done) in waiting.into_iter().zip(done) {
+        let (weight, done) = done?;
+        checkpoint.insert(name, weight);
+        done.into_iter().for_each(|(step, row)| rows[step].push(row));
+    }
+    Ok((prepared.seen, rows))
 }
 
 /// The report of a pass that began at `clock`.

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use super::{Run, memory, stream};
+use super::{Pipeline, Run, memory, stream};
 use crate::{
-    Checkpoint, Context, Outline, Pass, Result,
+    Checkpoint, Outline, Pass, Result,
     report::Totals,
     store::{
         layout::{self, FileWeight, Sharding},
@@ -35,9 +35,10 @@ pub struct Prediction {
 pub(super) fn predict(passes: &[Arc<dyn Pass>], input: Checkpoint, run: &Run<'_>) -> Result<Prediction> {
     let before = input.totals()?;
     let (first, streamed) = passes.split_at(stream::whole_passes(passes));
-    let (checkpoint, _) = memory::run(first, input, run)?;
+    Pipeline::check_needs(first, run)?;
+    let checkpoint = memory::run(first, input, run)?.checkpoint;
     let steps = stream::Steps::new(streamed, &checkpoint)?;
-    let context = Context::new(run.stats, run.seed, run.progress);
+    let context = run.context(run.stats);
     let mut sharding = Sharding::new(run.shard_bytes);
     let mut shards: Vec<Vec<FileWeight>> = Vec::new();
     let mut computed = 0;
@@ -46,6 +47,9 @@ pub(super) fn predict(passes: &[Arc<dyn Pass>], input: Checkpoint, run: &Run<'_>
             Some(outline) => outline,
             None => {
                 computed += 1;
+                // Its values decide its size; they cannot be told without statistics, and none are gathered here.
+                let given = Run { stats: run.stats, ..Run::new() };
+                Pipeline::check_needs(streamed, &given)?;
                 let (weight, _) = stream::through(&steps, &name, &checkpoint, &context)?;
                 Outline::of_parts(&parts_of(&name, weight.as_ref())?)
             }

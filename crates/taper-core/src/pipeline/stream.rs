@@ -10,11 +10,17 @@ use std::{
     time::Instant,
 };
 
-use super::{Pipeline, Run, VERSION, memory, selected};
+use super::{
+    Pipeline, Run, VERSION,
+    calibrated::Prepared,
+    memory::{self, Ran},
+    selected,
+    shelf::{self, Shelf},
+};
 use crate::{
     Checkpoint, Context, Error, Event, Pass, Report, Result, SharedWeight, WeightInfo,
     pass::Weightwise,
-    report::{PassReport, Row, Totals},
+    report::{Calibrated, PassReport, Row, Totals},
     store::{
         journal::{Entry, Identity},
         output::{Output, partial_path},
@@ -54,13 +60,14 @@ pub(super) fn run_to(pipeline: &Pipeline, input: Checkpoint, out: &Path, run: &R
     let identity = Identity {
         version: VERSION.to_owned(),
         input: input.fingerprint().to_owned(),
-        recipe: pipeline.recipe(),
+        recipe: run.recipe(pipeline)?,
         shard_bytes: run.shard_bytes,
         seed: run.seed,
     };
     let (mut output, finished) = Output::open(out, &identity, run.resume)?;
     believable(&finished, pipeline, &input, out)?;
-    match compress(pipeline, &input, &mut output, finished, run) {
+    let shelf = Shelf::Disk { dir: partial_path(out)?.join(shelf::FOLDER) };
+    match compress(pipeline, &input, &mut output, finished, run, &shelf) {
         Ok((report, checkpoint)) => {
             let text = serde_json::to_string_pretty(&report).map_err(Error::other)?;
             output.finish(&checkpoint, Some(&text))?;
@@ -99,28 +106,34 @@ fn compress(
     output: &mut Output,
     finished: Vec<Entry>,
     run: &Run<'_>,
+    shelf: &Shelf,
 ) -> Result<(Report, Checkpoint)> {
     let clock = Instant::now();
     let (first, streamed) = pipeline.passes.split_at(whole_passes(&pipeline.passes));
-    let (checkpoint, mut reports) = memory::run(first, input.clone(), run)?;
-    let (rows, totals) = stream(streamed, &checkpoint, output, finished, run)?;
+    let Ran { checkpoint, mut reports, mut seen } = memory::run(first, input.clone(), run)?;
+    let prepared = Prepared::new(streamed, checkpoint, run, shelf.clone())?;
+    Calibrated::join(&mut seen, run.given(streamed));
+    Calibrated::join(&mut seen, prepared.seen.clone());
+    let (rows, totals) = stream(streamed, &prepared, output, finished, run)?;
+    shelf.clear()?;
     for (pass, rows) in streamed.iter().zip(rows) {
         let seconds = rows.iter().map(|r| r.seconds).sum();
         reports.push(PassReport { seconds, ..memory::report(pass.as_ref(), rows, clock) });
     }
-    Ok((pipeline.report(input, reports, totals, clock)?, checkpoint))
+    Ok((pipeline.report(input, reports, seen, totals, clock)?, prepared.checkpoint))
 }
 
 /// Streams every weight through the passes that select it into `output`; returns the rows of each pass.
 fn stream(
     passes: &[Arc<dyn Pass>],
-    checkpoint: &Checkpoint,
+    prepared: &Prepared,
     output: &mut Output,
     finished: Vec<Entry>,
     run: &Run<'_>,
 ) -> Result<(Vec<Vec<Row>>, Totals)> {
+    let checkpoint = &prepared.checkpoint;
     let steps = Steps::new(passes, checkpoint)?;
-    let context = Context::new(run.stats, run.seed, run.progress);
+    let context = run.context(prepared.stats.as_ref().or(run.stats));
     let input = checkpoint.totals()?;
     context.progress(&Event::Started { weights: input.weights, bytes: input.bytes })?;
     let mut finished: BTreeMap<String, Entry> =
@@ -141,7 +154,10 @@ fn stream(
                 entry.rows
             }
             None => {
-                let (weight, done) = through(&steps, &name, checkpoint, &context)?;
+                let (weight, done) = match prepared.ready.get(&name) {
+                    Some(rows) => (checkpoint.get(&name)?, rows.clone()),
+                    None => through(&steps, &name, checkpoint, &context)?,
+                };
                 totals.add(&WeightInfo::of(weight.as_ref()));
                 output.add(&name, &parts_of(&name, weight.as_ref())?, checkpoint, done.clone())?;
                 done

@@ -147,13 +147,23 @@ impl Output {
 
 /// Writes a checkpoint as it is.
 pub fn save(checkpoint: &Checkpoint, out: &Path, shard_bytes: u64) -> Result<()> {
+    save_with_report(checkpoint, out, shard_bytes, None)
+}
+
+/// Writes a checkpoint as it is, and a report beside it.
+pub fn save_with_report(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    shard_bytes: u64,
+    report: Option<&str>,
+) -> Result<()> {
     let mut output = Output::unjournaled(out, shard_bytes)?;
     let written = checkpoint.names().iter().try_for_each(|name| {
         let parts = parts_of(name, checkpoint.get(name)?.as_ref())?;
         output.add(name, &parts, checkpoint, Vec::new())
     });
     match written {
-        Ok(()) => output.finish(checkpoint, None),
+        Ok(()) => output.finish(checkpoint, report),
         Err(error) => {
             output.discard()?;
             Err(error)

@@ -3,6 +3,7 @@
 mod atomic;
 mod bounded;
 mod bridge;
+mod calibrated;
 mod deterministic;
 mod honest;
 mod hostile;

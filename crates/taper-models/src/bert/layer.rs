@@ -90,7 +90,7 @@ impl Layer {
     }
 
     /// `[batch, len, hidden]` to the same; `mask` is added to the scores, `[batch, 1, 1, 1, len]`.
-    pub(super) fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    pub(super) fn run(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let y = self.o.forward(&self.attend(x, mask)?)?;
         let x = self.attention_norm.forward(&(x + y)?)?;
         let y = self.down.forward(&self.activation.forward(&self.up.forward(&x)?)?)?;

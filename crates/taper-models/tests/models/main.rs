@@ -2,6 +2,7 @@
 //!
 //! `shelf` finds real models and data, `tiny` makes random checkpoints; the other files are the tests.
 
+mod blocks;
 mod candle;
 mod couplings;
 mod generation;

@@ -58,6 +58,18 @@ pub enum RecipeError {
         source: std::io::Error,
     },
 
+    /// Neither a file nor a shipped recipe.
+    #[error(
+        "recipe `{name}` is neither a file nor a shipped recipe{}; `taper recipes` lists those",
+        did_you_mean(nearest)
+    )]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// The most similar name of a shipped recipe.
+        nearest: Option<String>,
+    },
+
     /// What is wrong stands in this file.
     #[error("recipe `{}`, {source}", path.display())]
     InFile {

@@ -1,0 +1,54 @@
+//! Calibration through the command: a text, saved statistics, shipped recipes, and what is refused.
+
+mod taper;
+
+use taper::{Scratch, Tested, bytes};
+
+const WEIGHTED: &str = "[[pass]]\nname = 'round-nearest'\nbits = 3\ngroup = 64\nweighting = 'input-norms'\n";
+
+fn scratch() -> Tested<Scratch> {
+    let scratch = Scratch::new()?;
+    std::fs::write(scratch.at("weighted.toml"), WEIGHTED)?;
+    std::fs::write(scratch.at("text.txt"), ::taper::bundled::TEXT)?;
+    Ok(scratch)
+}
+
+#[test]
+fn saved_statistics_give_the_bytes_of_fresh_ones_for_any_number_of_threads() -> Tested {
+    let scratch = scratch()?;
+    let compress = |out: &str, more: &str| {
+        scratch.run(&format!("compress model -o {out} --recipe weighted.toml {more}"))
+    };
+    let text = "--calibrate text.txt --window 64 --windows 8";
+    let shown = compress("fresh", text)?.done();
+    assert!(shown.out.contains("calibrated once: 29 layers saw 512 tokens each"), "{}", shown.out);
+    let fresh = bytes(&scratch.at("fresh"))?;
+    compress("kept", &format!("{text} --save-stats s.safetensors"))?.done();
+    assert_eq!(bytes(&scratch.at("kept"))?, fresh);
+    compress("saved", "--stats s.safetensors --threads 1")?.done();
+    assert_eq!(bytes(&scratch.at("saved"))?, fresh);
+    compress("one", &format!("{text} --threads 1"))?.done();
+    assert_eq!(bytes(&scratch.at("one"))?, fresh);
+    compress("sequential", &format!("{text} --calibration sequential"))?.done();
+    assert_ne!(bytes(&scratch.at("sequential"))?, fresh);
+    scratch.run("compress model -o plain --recipe search-int3-g128")?.done();
+    Ok(())
+}
+
+#[test]
+fn what_is_missing_or_too_short_is_told() -> Tested {
+    let scratch = scratch()?;
+    let refused = |more: &str, status: i32, words: &[&str]| -> Tested {
+        scratch.run(&format!("compress model -o out --recipe {more}"))?.refused(status, words);
+        assert!(!scratch.at("out").exists());
+        Ok(())
+    };
+    refused("weighted.toml", 2, &["round-nearest", "needs input norms", "--calibrate FILE"])?;
+    refused("weighted.toml --calibrate text.txt --window 4096", 1, &["less than one window"])?;
+    refused("weighted.toml --calibrate missing.txt", 1, &["missing.txt"])?;
+    refused("weighted.toml --stats text.txt", 1, &["no safetensors file"])?;
+    refused("serch-int4-g32", 1, &["did you mean `search-int4-g32`?"])?;
+    let listed = scratch.run("recipes")?.done().out;
+    assert!(listed.contains("rtn-int2-g64") && listed.contains("found by search"), "{listed}");
+    Ok(())
+}

@@ -1,0 +1,392 @@
+//! Calibrated runs: what passes see, in which order, and that memory, disk, resuming and threads change nothing.
+
+use crate::toy::{Halved, codecs, error_of, files, tensor};
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value, json};
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+use taper_core::{
+    Batch, Block, Blocks, Calibration, Checkpoint, Context, Entrance, Event, Exit, Flow, Hidden, InputStats,
+    Needs, Pipeline, Result, Rewrite, Run, SharedWeight, Silent, Stage, WeightBuilder, WeightPass,
+    calibrate::{Grain, Kept, Mode},
+    nn::{self, Embedding, Linear},
+    report::Origin,
+    store::output::{Resume, partial_path},
+    weight::to_f32_vec,
+};
+
+const WIDTH: usize = 8;
+
+/// x ← x + down(tanh(left x) ⊙ right x), a few times, between an embedding and a head.
+struct Chain;
+
+struct Gated {
+    left: Linear,
+    right: Linear,
+    down: Linear,
+}
+
+struct Head(Linear);
+
+struct Table(Embedding);
+
+impl Entrance for Table {
+    fn forward(&self, batch: &Batch) -> Result<Hidden> {
+        Ok(Hidden { x: self.0.forward(&batch.input)?, mask: batch.mask.clone() })
+    }
+}
+
+impl Block for Gated {
+    fn forward(&self, hidden: &Hidden) -> Result<Hidden> {
+        let x = &hidden.x;
+        let inner = (self.left.forward(x)?.tanh()? * self.right.forward(x)?)?;
+        Ok(hidden.with((x + self.down.forward(&inner)?)?))
+    }
+}
+
+impl Exit for Head {
+    fn forward(&self, hidden: &Hidden) -> Result<Tensor> {
+        self.0.forward(&hidden.x)
+    }
+}
+
+impl Blocks for Chain {
+    fn prefixes(&self, checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        let has = |i: &usize| checkpoint.contains(&format!("blocks.{i}.down.weight"));
+        Ok((0..).take_while(has).map(|i| format!("blocks.{i}")).collect())
+    }
+
+    fn entrance(&self, weights: &WeightBuilder) -> Result<Box<dyn Entrance>> {
+        Ok(Box::new(Table(nn::embedding(20, WIDTH, &weights.pp("table"))?)))
+    }
+
+    fn block(&self, weights: &WeightBuilder, index: usize) -> Result<Box<dyn Block>> {
+        let at = weights.pp("blocks").pp(index);
+        Ok(Box::new(Gated {
+            left: nn::linear_no_bias(WIDTH, 12, &at.pp("left"))?,
+            right: nn::linear_no_bias(WIDTH, 12, &at.pp("right"))?,
+            down: nn::linear_no_bias(12, WIDTH, &at.pp("down"))?,
+        }))
+    }
+
+    fn exit(&self, weights: &WeightBuilder) -> Result<Box<dyn Exit>> {
+        Ok(Box::new(Head(nn::linear_no_bias(WIDTH, 20, &weights.pp("head"))?)))
+    }
+}
+
+/// Eleven blocks, so that block 10 is written before block 2.
+fn checkpoint() -> Checkpoint {
+    let mut checkpoint = Checkpoint::new(Map::new()).with_codecs(&codecs());
+    let mut put = |name: String, shape: &[usize], seed| {
+        let values = (tensor(shape, seed) * 0.2).unwrap();
+        checkpoint.insert(format!("{name}.weight"), Arc::new(values));
+    };
+    put("table".into(), &[20, WIDTH], 1);
+    put("head".into(), &[20, WIDTH], 2);
+    for i in 0..11u64 {
+        put(format!("blocks.{i}.left"), &[12, WIDTH], 10 + 3 * i);
+        put(format!("blocks.{i}.right"), &[12, WIDTH], 11 + 3 * i);
+        put(format!("blocks.{i}.down"), &[WIDTH, 12], 12 + 3 * i);
+    }
+    checkpoint
+}
+
+fn batches() -> Vec<Batch> {
+    let ids = |n: usize, from: usize| {
+        let values: Vec<u32> = (0..n).map(|i| ((i * 7 + from) % 20) as u32).collect();
+        Batch::new(Tensor::from_vec(values, (1, n), &Device::Cpu).unwrap())
+    };
+    vec![ids(30, 0), ids(17, 5), ids(40, 3)]
+}
+
+fn calibration() -> Calibration {
+    Calibration::new(Arc::new(Chain), batches()).unwrap()
+}
+
+/// A weight that was rewritten, and what was known of its inputs.
+type Note = (String, Option<InputStats>);
+
+/// Scales each weight by 0.9, halves its precision, and notes what it saw.
+#[derive(Debug, Clone)]
+struct Notes {
+    needs: Needs,
+    seen: Arc<Mutex<Vec<Note>>>,
+}
+
+impl Notes {
+    fn new(needs: Needs) -> Self {
+        Self { needs, seen: Arc::default() }
+    }
+
+    fn of(&self, name: &str) -> InputStats {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("{name}")).1.clone().unwrap()
+    }
+}
+
+impl WeightPass for Notes {
+    fn name(&self) -> &str {
+        "notes"
+    }
+    fn stage(&self) -> Stage {
+        Stage::Encode
+    }
+    fn needs(&self) -> Needs {
+        self.needs
+    }
+    fn settings(&self) -> Value {
+        json!({ "needs": self.needs })
+    }
+    fn rewrite(&self, name: &str, weight: &SharedWeight, context: &Context<'_>) -> Result<Rewrite> {
+        self.seen.lock().unwrap().push((name.to_owned(), context.stats(name).cloned()));
+        Ok(Rewrite::done(Halved::of(&(weight.dense()? * 0.9)?)?))
+    }
+}
+
+/// Runs in memory; what the pass saw, and the result.
+fn ran(calibration: &Calibration, needs: Needs) -> (Notes, Checkpoint) {
+    let notes = Notes::new(needs);
+    let pipeline = Pipeline::new().then(notes.clone().on_matrices());
+    let (out, report) = pipeline.run(checkpoint(), &Run::new().with_calibration(calibration)).unwrap();
+    let seen = report.calibration.unwrap();
+    assert_eq!(seen.layers.len(), 34, "every layer but the embedding");
+    assert!(seen.layers.values().all(|&tokens| tokens == 87));
+    (notes, out)
+}
+
+/// Rows of all inputs of one layer of a model, computed here without the driver.
+fn inputs(model: &Checkpoint, block: usize, site: &str) -> Vec<Vec<f64>> {
+    let get = |c: &Checkpoint, name: String| c.get(&name).unwrap().dense().unwrap();
+    let mut rows = Vec::new();
+    for batch in batches() {
+        let table = get(model, "table.weight".into());
+        let mut x = table.index_select(&batch.input.flatten_all().unwrap(), 0).unwrap();
+        for i in 0..=block {
+            let at = |c, layer: &str| get(c, format!("blocks.{i}.{layer}.weight"));
+            if i == block && site == "left" {
+                break;
+            }
+            let inner = (x.matmul(&at(model, "left").t().unwrap()).unwrap().tanh().unwrap()
+                * x.matmul(&at(model, "right").t().unwrap()).unwrap())
+            .unwrap();
+            if i == block {
+                x = inner;
+                break;
+            }
+            x = (&x + inner.matmul(&at(model, "down").t().unwrap()).unwrap()).unwrap();
+        }
+        rows.extend(x.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap());
+    }
+    rows
+}
+
+fn assert_is_gram(stats: &InputStats, rows: &[Vec<f64>]) {
+    let gram = stats.gram.as_ref().unwrap();
+    assert_eq!(stats.count as usize, rows.len());
+    for i in 0..gram.inputs() {
+        for j in 0..gram.inputs() {
+            let expected: f64 = rows.iter().map(|r| r[i] * r[j]).sum();
+            assert!((gram.get(i, j) - expected).abs() < 1e-4 * (1.0 + expected.abs()), "{i} {j}");
+        }
+    }
+}
+
+#[test]
+fn sequential_layers_see_what_those_before_them_became() {
+    let (notes, out) = ran(&calibration(), Needs::Gram);
+    for (block, site) in [(0, "left"), (0, "down"), (3, "left"), (10, "down")] {
+        let rows = inputs(&out, block, site);
+        assert_is_gram(&notes.of(&format!("blocks.{block}.{site}.weight")), &rows);
+    }
+    let order: Vec<String> = notes.seen.lock().unwrap().iter().map(|(n, _)| n.clone()).collect();
+    let place = |name: &str| order.iter().position(|n| n == name).unwrap();
+    assert!(place("table.weight") < place("blocks.0.left.weight"));
+    assert!(place("blocks.2.down.weight") < place("blocks.10.left.weight"));
+    assert_eq!(order.last().unwrap(), "head.weight");
+}
+
+#[test]
+fn once_layers_see_the_model_as_it_was() {
+    let once = calibration().with_mode(Mode::Once);
+    let (notes, _) = ran(&once, Needs::Gram);
+    let all = once.stats(&checkpoint(), Needs::Gram, &Silent).unwrap();
+    for (block, site) in [(0, "down"), (3, "left"), (10, "down")] {
+        let name = format!("blocks.{block}.{site}.weight");
+        assert_is_gram(&notes.of(&name), &inputs(&checkpoint(), block, site));
+        assert_eq!(&notes.of(&name), all.get(&name).unwrap(), "walked and gathered at one go");
+    }
+    let (light, _) = ran(&calibration(), Needs::InputNorms);
+    assert_eq!(light.of("head.weight").sum_squares, all.get("head.weight").unwrap().sum_squares);
+}
+
+#[test]
+fn given_statistics_and_fresh_ones_give_the_same_bytes() {
+    let once = calibration().with_mode(Mode::Once);
+    let stats = once.stats(&checkpoint(), Needs::Gram, &Silent).unwrap();
+    let pipeline = || Pipeline::new().then(Notes::new(Needs::Gram).on_matrices());
+    let dir = tempfile::tempdir().unwrap();
+    let (fresh, given) = (dir.path().join("fresh"), dir.path().join("given"));
+    pipeline().run_to(checkpoint(), &fresh, &Run::new().with_calibration(&once)).unwrap();
+    let report = pipeline().run_to(checkpoint(), &given, &Run::new().with_stats(&stats)).unwrap();
+    assert_eq!(report.calibration.unwrap().origin, Origin::Given);
+    assert_eq!(files(&fresh), files(&given));
+}
+
+#[test]
+fn the_cross_gram_is_that_of_the_original_and_the_changed_input() {
+    let (notes, out) = ran(&calibration(), Needs::CrossGram);
+    let (changed, original) = (inputs(&out, 4, "down"), inputs(&checkpoint(), 4, "down"));
+    let seen = notes.of("blocks.4.down.weight");
+    assert_is_gram(&seen, &changed);
+    let cross = seen.cross.unwrap();
+    for i in 0..12 {
+        for j in 0..12 {
+            let expected: f64 = original.iter().zip(&changed).map(|(o, c)| o[i] * c[j]).sum();
+            assert!((cross[i * 12 + j] - expected).abs() < 1e-4 * (1.0 + expected.abs()));
+        }
+    }
+}
+
+#[test]
+fn a_grain_of_blocks_sees_the_blocks_own_layers_as_they_were() {
+    let (notes, out) = ran(&calibration().with_grain(Grain::Blocks), Needs::Gram);
+    let mut mixed = out.clone();
+    for layer in ["left", "right", "down"] {
+        let name = format!("blocks.5.{layer}.weight");
+        mixed.insert(name.clone(), checkpoint().get(&name).unwrap());
+    }
+    assert_is_gram(&notes.of("blocks.5.down.weight"), &inputs(&mixed, 5, "down"));
+}
+
+fn written(dir: &Path, calibration: &Calibration) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let pipeline = Pipeline::new().then(Notes::new(Needs::Gram).on_matrices());
+    pipeline.run_to(checkpoint(), dir, &Run::new().with_calibration(calibration)).unwrap();
+    files(dir)
+}
+
+#[test]
+fn memory_disk_and_threads_give_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = written(&dir.path().join("disk"), &calibration());
+    let (_, out) = ran(&calibration(), Needs::Gram);
+    out.save(dir.path().join("memory")).unwrap();
+    assert_eq!(disk, files(&dir.path().join("memory")));
+    for threads in [1, 2] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let path = dir.path().join(format!("threads{threads}"));
+        assert_eq!(disk, pool.install(|| written(&path, &calibration())), "{threads} threads");
+    }
+}
+
+#[test]
+fn a_cancelled_run_goes_on_after_the_last_whole_block() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = written(&dir.path().join("whole"), &calibration());
+    let out = dir.path().join("out");
+    let (calibration, steps) = (calibration(), AtomicUsize::new(0));
+    let notes = Notes::new(Needs::Gram);
+    let pipeline = Pipeline::new().then(notes.clone().on_matrices());
+    let stop = |event: &Event<'_>| match event {
+        Event::Step { done: 6, .. } if steps.fetch_add(1, Ordering::Relaxed) > 3 => Flow::Cancel,
+        _ => Flow::Continue,
+    };
+    let run = Run::new().with_calibration(&calibration).with_progress(&stop);
+    assert!(pipeline.run_to(checkpoint(), &out, &run).unwrap_err().is_cancelled());
+    assert!(!out.exists() && partial_path(&out).unwrap().join("calibrated/block-5").is_dir());
+    notes.seen.lock().unwrap().clear();
+    let again = Run::new().with_calibration(&calibration).with_resume(Resume::Continue);
+    let report = pipeline.run_to(checkpoint(), &out, &again).unwrap();
+    assert_eq!(files(&out), whole);
+    assert_eq!(report.calibration.unwrap().layers.len(), 34);
+    let seen = notes.seen.lock().unwrap();
+    assert!(seen.iter().all(|(name, _)| !name.starts_with("blocks.5.") && name != "table.weight"));
+    assert!(seen.iter().any(|(name, _)| name == "blocks.6.left.weight"));
+    let other = Calibration::new(Arc::new(Chain), batches()[..2].to_vec()).unwrap();
+    drop(seen);
+    let out = dir.path().join("other");
+    steps.store(0, Ordering::Relaxed);
+    let run = Run::new().with_calibration(&calibration).with_progress(&stop);
+    pipeline.run_to(checkpoint(), &out, &run).unwrap_err();
+    let run = Run::new().with_calibration(&other).with_resume(Resume::Continue);
+    assert!(error_of(pipeline.run_to(checkpoint(), &out, &run)).contains("another recipe"));
+}
+
+#[test]
+fn padding_is_not_counted() {
+    let ids = Tensor::new(&[[3u32, 4, 5], [6, 0, 0]], &Device::Cpu).unwrap();
+    let mask = Tensor::new(&[[1u32, 1, 1], [1, 0, 0]], &Device::Cpu).unwrap();
+    let padded = Calibration::new(Arc::new(Chain), vec![Batch::padded(ids, mask)]).unwrap();
+    let seen = padded.stats(&checkpoint(), Needs::Gram, &Silent).unwrap();
+    let apart = [vec![3u32, 4, 5], vec![6]].map(|ids| {
+        let n = ids.len();
+        Batch::new(Tensor::from_vec(ids, (1, n), &Device::Cpu).unwrap())
+    });
+    let apart = Calibration::new(Arc::new(Chain), apart.to_vec()).unwrap();
+    let expected = apart.stats(&checkpoint(), Needs::Gram, &Silent).unwrap();
+    let name = "blocks.7.down.weight";
+    let (seen, expected) = (seen.get(name).unwrap(), expected.get(name).unwrap());
+    assert_eq!(seen.count, 4);
+    for (a, b) in seen.sum_squares.iter().zip(&expected.sum_squares) {
+        assert!((a - b).abs() < 1e-6 * b);
+    }
+}
+
+#[test]
+fn what_cannot_be_calibrated_is_an_error_that_names_the_layer() {
+    let run = |checkpoint: Checkpoint, calibration: &Calibration| {
+        let pipeline = Pipeline::new().then(Notes::new(Needs::Gram).on_matrices());
+        error_of(pipeline.run(checkpoint, &Run::new().with_calibration(calibration)))
+    };
+    let message = run(checkpoint(), &calibration().with_least_tokens(88));
+    assert!(
+        message.contains("87 tokens, fewer than the 88") && message.contains("blocks.0.left"),
+        "{message}"
+    );
+    // What is wrong in block 2 is first seen by a layer of block 3.
+    let mut broken = checkpoint();
+    let wrong = Tensor::full(f32::NAN, (WIDTH, 12), &Device::Cpu).unwrap();
+    broken.insert("blocks.2.down.weight", Arc::new(wrong));
+    let once = calibration().with_mode(Mode::Once);
+    let message = error_of(once.stats(&broken, Needs::InputNorms, &Silent));
+    assert!(message.contains("blocks.3.left.weight") && message.contains("not finite"), "{message}");
+    assert!(error_of(Calibration::new(Arc::new(Chain), Vec::new())).contains("at least one batch"));
+    let needy = Pipeline::new().then(Notes::new(Needs::Gram).on_matrices());
+    let message = error_of(needy.run(checkpoint(), &Run::new()));
+    assert!(message.contains("pass `notes` needs input gram matrices"), "{message}");
+    let light = calibration().stats(&checkpoint(), Needs::InputNorms, &Silent).unwrap();
+    assert!(error_of(needy.run(checkpoint(), &Run::new().with_stats(&light))).contains("gram matrices"));
+}
+
+#[test]
+fn one_token_dead_columns_and_an_outlier_are_counted_as_they_are() {
+    let mut odd = checkpoint();
+    let mut table = to_f32_vec(odd.get("table.weight").unwrap().as_ref()).unwrap();
+    for row in table.chunks_exact_mut(WIDTH) {
+        (row[2], row[5]) = (0.0, 1e4);
+    }
+    let table = Tensor::from_vec(table, (20, WIDTH), &Device::Cpu).unwrap();
+    odd.insert("table.weight", Arc::new(table));
+    let token = Tensor::new(&[[7u32]], &Device::Cpu).unwrap();
+    let one = Calibration::new(Arc::new(Chain), vec![Batch::new(token)]).unwrap();
+    let stats = one.stats(&odd, Needs::Gram, &Silent).unwrap();
+    let seen = stats.get("blocks.0.left.weight").unwrap();
+    assert_eq!((seen.count, seen.sum_squares[2], seen.sum_squares[5]), (1, 0.0, 1e8));
+    let pipeline = Pipeline::new().then(Notes::new(Needs::Gram).on_matrices());
+    pipeline.run(odd, &Run::new().with_calibration(&one)).unwrap();
+}
+
+#[test]
+fn hidden_states_in_half_the_memory_are_near() {
+    let exact = calibration().stats(&checkpoint(), Needs::InputNorms, &Silent).unwrap();
+    let half = calibration().with_kept(Kept::BF16);
+    let half = half.stats(&checkpoint(), Needs::InputNorms, &Silent).unwrap();
+    let name = "head.weight";
+    for (a, b) in half.get(name).unwrap().sum_squares.iter().zip(&exact.get(name).unwrap().sum_squares) {
+        assert!(a != b && (a - b).abs() < 0.05 * b, "{a} {b}");
+    }
+}

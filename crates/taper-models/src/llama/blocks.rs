@@ -1,0 +1,79 @@
+//! A Llama layer by layer: what [`Blocks`] asks of it.
+//!
+//! Positions and masks follow from the length of the residual stream, so that a layer makes its own. Padding goes behind
+//! the tokens, where no token sees it.
+
+use candle_core::{DType, Device, Tensor};
+use taper_core::{
+    Batch, Block, Blocks, Checkpoint, Entrance, Exit, Hidden, Result, WeightBuilder,
+    blocks::no_such_block,
+    nn::{Embedding, Linear, RmsNorm, embedding, rms_norm},
+};
+
+use super::{LlamaConfig, Positions, head, layer::Layer, lookup};
+
+impl Blocks for LlamaConfig {
+    fn prefixes(&self, _: &Checkpoint) -> Result<Vec<String>> {
+        Ok((0..self.layers.len()).map(|i| format!("model.layers.{i}")).collect())
+    }
+
+    fn entrance(&self, weights: &WeightBuilder) -> Result<Box<dyn Entrance>> {
+        Ok(Box::new(Table {
+            rows: embedding(self.vocab_size, self.hidden_size, &weights.pp("model").pp("embed_tokens"))?,
+            device: weights.device().clone(),
+        }))
+    }
+
+    fn block(&self, weights: &WeightBuilder, index: usize) -> Result<Box<dyn Block>> {
+        let kind = *self.layers.get(index).ok_or_else(|| no_such_block(index, self.layers.len()))?;
+        Ok(Box::new(OneLayer {
+            layer: Layer::new(self, kind, &weights.pp("model").pp("layers").pp(index))?,
+            positions: Positions::new(self, weights.device()),
+        }))
+    }
+
+    fn exit(&self, weights: &WeightBuilder) -> Result<Box<dyn Exit>> {
+        let body = weights.pp("model");
+        Ok(Box::new(NormAndHead {
+            norm: rms_norm(self.hidden_size, self.rms_norm_eps, &body.pp("norm"))?,
+            head: head(self, None, weights)?,
+        }))
+    }
+}
+
+/// The embedding.
+struct Table {
+    rows: Embedding,
+    device: Device,
+}
+
+impl Entrance for Table {
+    fn forward(&self, batch: &Batch) -> Result<Hidden> {
+        let x = lookup(&self.rows, &batch.input, &self.device)?;
+        Ok(Hidden { x, mask: batch.mask.clone() })
+    }
+}
+
+/// A layer with what it needs to know of positions.
+struct OneLayer {
+    layer: Layer,
+    positions: Positions,
+}
+
+impl Block for OneLayer {
+    fn forward(&self, hidden: &Hidden) -> Result<Hidden> {
+        Ok(hidden.with(self.layer.forward(&hidden.x, &self.positions.stretch(&hidden.x, 0)?, None)?))
+    }
+}
+
+/// The last norm and the head.
+struct NormAndHead {
+    norm: RmsNorm,
+    head: Linear,
+}
+
+impl Exit for NormAndHead {
+    fn forward(&self, hidden: &Hidden) -> Result<Tensor> {
+        Ok(self.head.forward(&self.norm.forward(&hidden.x)?)?.to_dtype(DType::F32)?)
+    }
+}
