@@ -20,6 +20,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod aligned;
+pub(crate) mod encode;
 pub(crate) mod exact;
 pub(crate) mod int8;
 pub(crate) mod matrix;

@@ -6,7 +6,7 @@
 //! Neighbours: [`crate::code::nf4`] has the arithmetic, [`crate::codec`] reads and writes the arrays.
 
 use candle_core::Tensor;
-use std::sync::Arc;
+use std::{mem::MaybeUninit, sync::Arc};
 use taper_core::{
     Encoding, Parts, Rows, Weight,
     weight::{checked_elements, rows},
@@ -14,15 +14,20 @@ use taper_core::{
 
 use crate::{
     Error, Result,
-    code::nf4::{self, Absmax, Nf4Scheme},
+    code::{
+        blocks,
+        nf4::{self, Absmax, Nf4Scheme},
+    },
     codec::{self, bitsandbytes_nf4::ValueType},
     fit::Fit,
     kernel::{
         self, Levels, Stream,
+        encode::Encoders,
         matrix::{Grids, Matrix, ScaleSource},
     },
     layout,
     packed_int::columns,
+    values::Values,
 };
 
 /// A weight of NF4 codes; cheap to clone.
@@ -57,6 +62,21 @@ impl PackedNf4 {
         importance: Option<&[f32]>,
         decoded: ValueType,
     ) -> Result<Self> {
+        Self::encode_values(Values::F32(values), shape, scheme, fit, importance, decoded)
+    }
+
+    /// As [`PackedNf4::encode`], from values of any type; halves are widened some blocks at a time.
+    ///
+    /// # Errors
+    /// As [`PackedNf4::encode`].
+    pub fn encode_values(
+        values: Values<'_>,
+        shape: &[usize],
+        scheme: Nf4Scheme,
+        fit: &Fit,
+        importance: Option<&[f32]>,
+        decoded: ValueType,
+    ) -> Result<Self> {
         let elements = checked_elements(shape).unwrap_or(usize::MAX);
         if values.len() != elements {
             return Err(Error::Length { what: "values", found: values.len(), expected: elements });
@@ -64,14 +84,16 @@ impl PackedNf4 {
         if elements == 0 {
             return Err(Error::Empty { shape: shape.to_vec() });
         }
-        let encoded = nf4::encode(values, columns(shape), scheme, fit, importance)?;
+        let (encoders, cols) = (Encoders::active(), columns(shape));
+        let (codes, absmax) =
+            blocks::encode::<Arc<[MaybeUninit<u8>]>>(encoders, values, cols, scheme, fit, importance)?;
         Ok(Self::from_stored(Stored {
             shape: shape.to_vec(),
             scheme,
             decoded,
-            codes: encoded.codes.into(),
+            codes,
             table: nf4::TABLE,
-            absmax: encoded.absmax,
+            absmax,
         }))
     }
 
@@ -112,9 +134,13 @@ impl Rows for PackedNf4 {
     }
 
     fn decode_row(&self, row: usize, out: &mut [f32]) {
+        self.decode_rows(row, out);
+    }
+
+    fn decode_rows(&self, first: usize, out: &mut [f32]) {
         let stored = &*self.0;
-        let start = row * out.len();
-        if self.with_matrix(|w| w.decode_row(kernel::active(), row, out)).is_some() {
+        let start = first * self.cols();
+        if self.with_matrix(|w| w.decode_rows(kernel::active(), first, out)).is_some() {
             return;
         }
         nf4::decode(&stored.codes, &stored.table, &stored.absmax, stored.scheme.block.get(), start, out);

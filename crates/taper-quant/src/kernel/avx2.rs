@@ -5,6 +5,7 @@
 //!
 //! Neighbours: [`rows`] multiplies one token, [`panels`] many; loops that compilers vectorise are [`scalar`]'s own.
 
+pub(super) mod encode;
 mod panels;
 mod rows;
 

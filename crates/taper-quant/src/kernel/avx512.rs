@@ -8,6 +8,7 @@
 //!
 //! Neighbours: [`rows`] multiplies one token, [`panels`] many.
 
+pub(super) mod encode;
 mod panels;
 mod rows;
 

@@ -181,7 +181,7 @@ fn check_rows(kernels: &Kernels, filled: &Filled, w: &Matrix<'_>) {
         assert_eq!(codes[..case.cols], want, "{} codes of {case:?}", kernels.isa);
         assert!(codes[case.cols..].iter().all(|c| *c == 0xaa), "{} wrote beyond the row", kernels.isa);
         let mut values = vec![0f32; case.cols];
-        w.decode_row(kernels, row, &mut values);
+        w.decode_rows(kernels, row, &mut values);
         for (column, value) in values.iter().enumerate() {
             let (level, scale) = filled.level(row, column);
             assert_eq!(*value, level * scale, "{} value {column} of {case:?}", kernels.isa);
