@@ -3,23 +3,16 @@
 //! One file per kind of code: [`int`] for integers of 2 to 8 bits, [`nf4`] for the sixteen quantiles of
 //! bitsandbytes, and [`nested`] for their scales as bytes.
 
+pub(crate) mod blocks;
 pub mod int;
 pub mod nested;
 pub mod nf4;
-
-use rayon::prelude::*;
+pub(crate) mod rows;
 
 use crate::{Error, Result};
 
-/// Refuses values that are NaN or infinite, saying how many and where the first is.
-pub(crate) fn check_finite(values: &[f32]) -> Result<()> {
-    if values.par_chunks(1 << 16).all(|run| run.iter().all(|x| x.is_finite())) {
-        return Ok(());
-    }
-    let count = values.iter().filter(|x| !x.is_finite()).count();
-    let first = values.iter().position(|x| !x.is_finite()).unwrap_or_default();
-    Err(Error::NotFinite { count, first })
-}
+/// Values that one task takes at least: 64 KiB of f32, which the second-level cache holds between the steps.
+pub(crate) const STRETCH: usize = 1 << 14;
 
 /// Checks importances and scales them to a mean of 1; `None` where they say nothing (all zero).
 pub(crate) fn normalized(importance: Option<&[f32]>, cols: usize) -> Result<Option<Vec<f32>>> {

@@ -10,13 +10,18 @@ pub mod minmax;
 pub mod search;
 
 mod sums;
+mod tiles;
 
 pub(crate) use sums::{Levels, ROUND};
+pub(crate) use tiles::Tiles;
 
 pub use search::{ScaleSign, Search};
 
+use std::borrow::Cow;
+
 use crate::{
     Error, Result,
+    kernel::encode::{Spread, Spreading},
     scheme::{Bits, ScaleType, Scheme, Symmetry},
 };
 
@@ -45,6 +50,15 @@ impl<'a> Sample<'a> {
     #[must_use]
     pub fn values(&self) -> &'a [f32] {
         self.values
+    }
+
+    /// The weight of each value.
+    fn repeated(&self) -> Option<Cow<'a, [f32]>> {
+        let (weights, count) = (self.importance?, self.values.len());
+        Some(match weights.get(..count) {
+            Some(weights) => Cow::Borrowed(weights),
+            None => weights.iter().copied().cycle().take(count).collect(),
+        })
     }
 
     /// The smallest and largest value, both widened to contain 0.
@@ -127,6 +141,17 @@ impl Fit {
     /// The scale that the values ask for, where the scheme's scale type cannot hold it or its codes leave f32.
     pub fn grid(&self, sample: Sample<'_>, scheme: &Scheme) -> std::result::Result<Grid, f32> {
         let (low, high) = sample.extremes();
+        self.grid_within(sample, low, high, scheme)
+    }
+
+    /// As [`Fit::grid`], for a sample whose extremes are known; only a search looks at its values.
+    pub(crate) fn grid_within(
+        &self,
+        sample: Sample<'_>,
+        low: f32,
+        high: f32,
+        scheme: &Scheme,
+    ) -> std::result::Result<Grid, f32> {
         if low == 0.0 && high == 0.0 {
             return Ok(Grid::OF_ZEROS);
         }
@@ -135,10 +160,19 @@ impl Fit {
             Self::MinMax => minmax::grid(low, high, scheme),
             Self::Search(search) => search.grid(sample, low, high, scheme),
         }?;
-        // Near the end of f32 even a finite scale has codes that decode to infinity.
+        if self.spread(scheme).holds(grid.scale, grid.zero as f32) { Ok(grid) } else { Err(grid.scale) }
+    }
+
+    /// The grids that span all values: those of the fit itself, or what a search begins with.
+    pub(crate) fn spread(&self, scheme: &Scheme) -> Spread {
         let (lowest, highest) = self.codes(scheme.bits);
-        let reach = (grid.zero - lowest).max(highest - grid.zero) as f32;
-        if (grid.scale * reach).is_finite() { Ok(grid) } else { Err(grid.scale) }
+        let steps = scheme.bits.steps() as f32;
+        let how = match self {
+            Self::AbsMax => Spreading::Peak(highest as f32),
+            Self::MinMax | Self::Search(_) if scheme.is_symmetric() => Spreading::Peak(steps / 2.0),
+            Self::MinMax | Self::Search(_) => Spreading::Range(steps),
+        };
+        Spread { how, scales: scheme.scales, lowest: lowest as f32, highest: highest as f32 }
     }
 }
 

@@ -20,6 +20,7 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod encode;
 pub(crate) mod matrix;
 pub(crate) mod product;
 pub(crate) mod scalar;

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | quantize a checkpoint | [`RoundNearest`] in a `taper_core::Pipeline` |
 //! | open or save quantized checkpoints | [`codecs`] with `Checkpoint::open_with` |
-//! | quantize one weight | [`PackedInt::encode`], [`PackedNf4::encode`] |
+//! | quantize one weight | [`PackedInt::encode`], [`PackedNf4::encode`], from halves [`PackedInt::encode_values`] |
 //! | quantize slices of my own tensor type | [`mod@slice`] |
 //! | multiply by integer weights with eight-bit activations | [`PackedInt::with_arithmetic`] |
 //! | know or force the instructions that products use | [`kernel::isa`], [`kernel::force`] |
@@ -34,6 +34,7 @@ pub mod pass;
 pub mod scales;
 pub mod scheme;
 pub mod slice;
+pub mod values;
 
 pub use code::nf4::Nf4Scheme;
 pub use codec::codecs;
@@ -45,6 +46,7 @@ pub use packed_int::PackedInt;
 pub use packed_nf4::PackedNf4;
 pub use pass::{FileFormat, Number, RoundNearest, RoundNearestSettings, Weighting};
 pub use scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry};
+pub use values::Values;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -12,8 +12,9 @@
 //! arithmetic.
 
 use candle_core::Tensor;
+use half::{bf16, f16};
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::{mem::MaybeUninit, sync::Arc};
 use taper_core::{
     Encoding, Parts, Rows, Weight,
     weight::{checked_elements, rows},
@@ -21,11 +22,12 @@ use taper_core::{
 
 use crate::{
     Error, Result,
-    code::int::{self, Form as CodeForm},
+    code::rows::{Filled, Form as CodeForm, Job, Keep, StoredScale},
     codec,
     fit::{Fit, Grid, ScaleSign},
     kernel::{
         self, ActivationScale, Arithmetic, Levels, Stream,
+        encode::Encoders,
         matrix::{FillScales, Grids, Matrix, ScaleSource},
         store::{Form, Store},
         tiles::{TileScales, Tiles, along},
@@ -34,6 +36,7 @@ use crate::{
     pack,
     scales::Scales,
     scheme::{Granularity, ScaleType, Scheme},
+    values::Values,
 };
 
 /// A weight of packed integers; cheap to clone.
@@ -67,10 +70,25 @@ impl PackedInt {
     /// Quantizes a row-major weight of `shape`; `importance` has one value per column.
     ///
     /// # Errors
-    /// Everything that [`int::encode`] refuses, and a layout that cannot hold the scheme
+    /// Everything that [`crate::code::int::encode`] refuses, and a layout that cannot hold the scheme
     /// ([`IntLayout::holds`]; the name is not known here and not asked for).
     pub fn encode(
         values: &[f32],
+        shape: &[usize],
+        scheme: &Scheme,
+        fit: &Fit,
+        importance: Option<&[f32]>,
+        layout: IntLayout,
+    ) -> Result<Self> {
+        Self::encode_values(Values::F32(values), shape, scheme, fit, importance, layout)
+    }
+
+    /// As [`PackedInt::encode`], from values of any type; halves are widened a few rows at a time.
+    ///
+    /// # Errors
+    /// As [`PackedInt::encode`].
+    pub fn encode_values(
+        values: Values<'_>,
         shape: &[usize],
         scheme: &Scheme,
         fit: &Fit,
@@ -91,29 +109,43 @@ impl PackedInt {
         if elements == 0 {
             return Err(Error::Empty { shape: shape.to_vec() });
         }
-        let cols = columns(shape);
         let fit = fit_for(layout, fit);
-        let mut encoded = int::encode(values, cols, scheme, &fit, importance, layout.align())?;
-        match layout {
-            // Offset codes of eight bits are signed codes with the top bit turned over.
-            IntLayout::IntQuantized => encoded.codes.iter_mut().for_each(|code| *code ^= 0x80),
-            IntLayout::BitsAndBytes => {
-                encoded.codes.iter_mut().for_each(|code| *code ^= 0x80);
-                row_maxima(values, cols, &fit, &mut encoded.scales);
-            }
-            IntLayout::PackQuantized | IntLayout::Taper => {}
+        let job = Job {
+            encoders: Encoders::active(),
+            cols: columns(shape),
+            scheme,
+            fit: &fit,
+            form: layout.form(scheme.bits),
+            align: layout.align(),
+            keep: if layout == IntLayout::BitsAndBytes { Keep::Maximum } else { Keep::Scale },
+        };
+        match scheme.scales {
+            ScaleType::F16 => Self::of_job::<f16>(&job, values, importance, shape, layout, Scales::F16),
+            ScaleType::BF16 => Self::of_job::<bf16>(&job, values, importance, shape, layout, Scales::BF16),
+            ScaleType::F32 => Self::of_job::<f32>(&job, values, importance, shape, layout, Scales::F32),
         }
+    }
+
+    fn of_job<S: StoredScale>(
+        job: &Job<'_>,
+        values: Values<'_>,
+        importance: Option<&[f32]>,
+        shape: &[usize],
+        layout: IntLayout,
+        scales: impl FnOnce(Vec<S>) -> Scales,
+    ) -> Result<Self> {
+        let filled: Filled<Arc<[u8]>, S> = job.run::<Arc<[MaybeUninit<u8>]>, S>(values, importance)?;
         Ok(Self::from_stored(Stored {
             shape: shape.to_vec(),
-            scheme: *scheme,
+            scheme: *job.scheme,
             layout,
-            row_bytes: encoded.row_bytes,
-            groups: cols.div_ceil(scheme.granularity.span(cols)),
+            row_bytes: filled.row_bytes,
+            groups: job.cols.div_ceil(job.scheme.granularity.span(job.cols)),
             column_groups: None,
             store: Store::new(IntRows {
-                codes: encoded.codes.into(),
-                scales: Scales::new(&encoded.scales, scheme.scales),
-                zeros: encoded.zeros,
+                codes: filled.codes,
+                scales: scales(filled.scales),
+                zeros: filled.zeros,
             }),
         }))
     }
@@ -289,16 +321,6 @@ fn fit_for(layout: IntLayout, fit: &Fit) -> Fit {
     }
 }
 
-/// Turns scales into what bitsandbytes stores: 127 scales, which under absmax is the maximum itself, exactly.
-fn row_maxima(values: &[f32], cols: usize, fit: &Fit, scales: &mut [f32]) {
-    for (scale, row) in scales.iter_mut().zip(values.chunks(cols.max(1))) {
-        *scale = match fit {
-            Fit::AbsMax => row.iter().fold(0f32, |m, x| m.max(x.abs())),
-            _ => (*scale * 127.0).min(f32::MAX),
-        };
-    }
-}
-
 /// Everything after the first dimension.
 pub(crate) fn columns(shape: &[usize]) -> usize {
     shape.iter().skip(1).product()
@@ -314,9 +336,13 @@ impl Rows for PackedInt {
     }
 
     fn decode_row(&self, row: usize, out: &mut [f32]) {
+        self.decode_rows(row, out);
+    }
+
+    fn decode_rows(&self, first: usize, out: &mut [f32]) {
         match self.0.store.form() {
-            Form::Rows(rows) => self.with_matrix(&rows, |w| w.decode_row(kernel::active(), row, out)),
-            Form::Tiles(tiles, _) => tiles.decode_row(kernel::active(), row, out),
+            Form::Rows(rows) => self.with_matrix(&rows, |w| w.decode_rows(kernel::active(), first, out)),
+            Form::Tiles(tiles, _) => tiles.decode_rows(kernel::active(), first, out),
         }
     }
 

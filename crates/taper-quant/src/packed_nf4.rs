@@ -7,7 +7,7 @@
 
 use candle_core::Tensor;
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::{mem::MaybeUninit, sync::Arc};
 use taper_core::{
     Encoding, Parts, Rows, Weight,
     weight::{checked_elements, rows},
@@ -15,17 +15,22 @@ use taper_core::{
 
 use crate::{
     Error, Result,
-    code::nf4::{self, Absmax, Nf4Scheme},
+    code::{
+        blocks,
+        nf4::{self, Absmax, Nf4Scheme},
+    },
     codec::{self, bitsandbytes_nf4::ValueType},
     fit::Fit,
     kernel::{
         self, ActivationScale, Arithmetic, Levels, Stream,
+        encode::Encoders,
         matrix::{FillScales, Grids, Matrix, ScaleSource},
         store::{Form, Store},
         tiles::{TileScales, Tiles, along},
     },
     layout,
     packed_int::columns,
+    values::Values,
 };
 
 /// A weight of NF4 codes; cheap to clone.
@@ -68,6 +73,21 @@ impl PackedNf4 {
         importance: Option<&[f32]>,
         decoded: ValueType,
     ) -> Result<Self> {
+        Self::encode_values(Values::F32(values), shape, scheme, fit, importance, decoded)
+    }
+
+    /// As [`PackedNf4::encode`], from values of any type; halves are widened some blocks at a time.
+    ///
+    /// # Errors
+    /// As [`PackedNf4::encode`].
+    pub fn encode_values(
+        values: Values<'_>,
+        shape: &[usize],
+        scheme: Nf4Scheme,
+        fit: &Fit,
+        importance: Option<&[f32]>,
+        decoded: ValueType,
+    ) -> Result<Self> {
         let elements = checked_elements(shape).unwrap_or(usize::MAX);
         if values.len() != elements {
             return Err(Error::Length { what: "values", found: values.len(), expected: elements });
@@ -75,14 +95,16 @@ impl PackedNf4 {
         if elements == 0 {
             return Err(Error::Empty { shape: shape.to_vec() });
         }
-        let encoded = nf4::encode(values, columns(shape), scheme, fit, importance)?;
+        let (encoders, cols) = (Encoders::active(), columns(shape));
+        let (codes, absmax) =
+            blocks::encode::<Arc<[MaybeUninit<u8>]>>(encoders, values, cols, scheme, fit, importance)?;
         Ok(Self::from_stored(Stored {
             shape: shape.to_vec(),
             scheme,
             decoded,
             table: nf4::TABLE,
-            nested_block: nested_block(&encoded.absmax),
-            store: Store::new(Nf4Rows { codes: encoded.codes.into(), absmax: Arc::new(encoded.absmax) }),
+            nested_block: nested_block(&absmax),
+            store: Store::new(Nf4Rows { codes, absmax: Arc::new(absmax) }),
         }))
     }
 
@@ -201,15 +223,19 @@ impl Rows for PackedNf4 {
     }
 
     fn decode_row(&self, row: usize, out: &mut [f32]) {
+        self.decode_rows(row, out);
+    }
+
+    fn decode_rows(&self, first: usize, out: &mut [f32]) {
         let stored = &*self.0;
         let (cols, block) = (self.cols(), stored.scheme.block.get());
         match stored.store.form() {
-            Form::Tiles(tiles, _) => tiles.decode_row(kernel::active(), row, out),
+            Form::Tiles(tiles, _) => tiles.decode_rows(kernel::active(), first, out),
             Form::Rows(rows) if cols.is_multiple_of(block) && cols.is_multiple_of(2) => {
-                self.with_matrix(&rows, |w| w.decode_row(kernel::active(), row, out));
+                self.with_matrix(&rows, |w| w.decode_rows(kernel::active(), first, out));
             }
             Form::Rows(rows) => {
-                let start = row * out.len();
+                let start = first * cols;
                 nf4::decode(&rows.codes, &stored.table, &rows.absmax, block, start, out);
             }
         }

@@ -1,6 +1,7 @@
 //! The second entrance: quantization of plain slices, for engines with a tensor type of their own.
 //!
-//! No candle type appears here. Encode with [`encode`] or [`encode_nf4`], decode rows with [`decode_row`] and
+//! No candle type appears here. Encode with [`encode`] or [`encode_nf4`] (halves with
+//! [`encode_values`]), decode rows with [`decode_row`] and
 //! [`decode_nf4`], pack codes with [`pack`] and [`unpack`].
 //!
 //! ```
@@ -17,12 +18,16 @@
 
 pub use crate::{
     code::{
-        int::{EncodedInt, encode, quantize},
-        nf4::{EncodedNf4, Nf4Scheme, TABLE as NF4_TABLE, decode as decode_nf4, encode as encode_nf4},
+        int::{EncodedInt, encode, encode_values, quantize},
+        nf4::{
+            EncodedNf4, Nf4Scheme, TABLE as NF4_TABLE, decode as decode_nf4, encode as encode_nf4,
+            encode_values as encode_nf4_values,
+        },
     },
     fit::{Fit, Grid, Sample, ScaleSign, Search},
     pack::{RowAlign, pack, unpack, unpack_words_old},
     scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry},
+    values::Values,
 };
 
 use crate::code::int::{Form, decode_codes, scale_codes};

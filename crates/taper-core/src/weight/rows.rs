@@ -24,6 +24,15 @@ pub trait Rows: Clone + Send + Sync + 'static {
     /// Writes row `row` (`cols` values) to `out`.
     fn decode_row(&self, row: usize, out: &mut [f32]);
 
+    /// Writes rows from `first` on to `out`, as many as it holds.
+    ///
+    /// Override it where several rows share work.
+    fn decode_rows(&self, first: usize, out: &mut [f32]) {
+        for (i, out) in out.chunks_exact_mut(self.cols().max(1)).enumerate() {
+            self.decode_row(first + i, out);
+        }
+    }
+
     /// `Σ_i row[i] · x[i]`; `scratch` has `cols` values and may be used freely.
     ///
     /// Override it where the encoding can multiply without decoding (skipping zeros, say).
@@ -102,15 +111,28 @@ pub fn matmul_slice<R: Rows>(weight: &R, x: &[f32], batch: usize) -> Vec<f32> {
     y
 }
 
+/// Values that one task decodes at least.
+const STRETCH: usize = 1 << 14;
+
 /// The dense values, row-major.
 #[must_use]
 pub fn dense_slice<R: Rows>(weight: &R) -> Vec<f32> {
-    let (rows, cols) = (weight.rows(), weight.cols());
-    let mut out = vec![0f32; rows * cols];
-    if cols > 0 {
-        out.par_chunks_mut(cols).enumerate().for_each(|(row, out)| weight.decode_row(row, out));
-    }
+    // Fresh zeroed memory is not touched before the threads write to it.
+    let mut out = vec![0f32; weight.rows() * weight.cols()];
+    dense_into(weight, &mut out);
     out
+}
+
+/// Writes the dense values, row-major, to memory of the caller's: `rows · cols` values.
+///
+/// Decoding is often slower for the pages of new memory than for the values; a caller that decodes again and again
+/// keeps its buffer.
+pub fn dense_into<R: Rows>(weight: &R, out: &mut [f32]) {
+    let cols = weight.cols().max(1);
+    let together = STRETCH.div_ceil(cols);
+    out.par_chunks_mut(together * cols)
+        .enumerate()
+        .for_each(|(i, out)| weight.decode_rows(i * together, out));
 }
 
 /// [`Weight::matmul`] of a weight that decodes by rows.
@@ -132,13 +154,20 @@ pub fn matmul<R: Rows + Weight>(weight: &R, x: &Tensor) -> Result<Tensor> {
 pub fn gather<R: Rows + Weight>(weight: &R, ids: &Tensor) -> Result<Tensor> {
     let (out, inner) = matrix_shape(weight, "row lookup")?;
     let list = ids.flatten_all()?.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+    let indices: Vec<usize> = list
+        .iter()
+        .map(|id| {
+            usize::try_from(*id).ok().filter(|&i| i < out).ok_or_else(|| {
+                Error::bad_option("row id", id, format!("the weight has {out} rows, 0 to {}", out.max(1) - 1))
+            })
+        })
+        .collect::<Result<_>>()?;
     let mut rows = vec![0f32; list.len() * inner];
-    for (id, row) in list.iter().zip(rows.chunks_exact_mut(inner.max(1))) {
-        let index = usize::try_from(*id).ok().filter(|&i| i < out).ok_or_else(|| {
-            Error::bad_option("row id", id, format!("the weight has {out} rows, 0 to {}", out.max(1) - 1))
-        })?;
-        weight.decode_row(index, row);
-    }
+    let together = STRETCH.div_ceil(inner.max(1));
+    rows.par_chunks_exact_mut(inner.max(1))
+        .zip(&indices)
+        .with_min_len(together)
+        .for_each(|(row, &index)| weight.decode_row(index, row));
     Ok(Tensor::from_vec(rows, [ids.dims(), &[inner]].concat(), ids.device())?)
 }
 

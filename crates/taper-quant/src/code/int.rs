@@ -8,20 +8,21 @@
 //! Zero is exactly representable under every fit, so pruned weights stay zero. Rows are encoded in parallel; each depends
 //! on nothing but itself, so the bytes do not depend on threads.
 //!
-//! Neighbours: [`crate::fit`] finds the grids, [`crate::pack`] owns the bit layout.
+//! Neighbours: [`super::rows`] drives the encoder over rows, [`crate::fit`] finds the grids, [`crate::pack`] owns the bit
+//! layout.
 
-use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
-use super::{check_finite, normalized};
+pub use super::rows::Form;
+use super::rows::{Filled, Job, Keep};
 use crate::{
-    Error, Result,
-    fit::{Fit, Grid, Sample},
+    Result,
+    fit::{Fit, Grid, ROUND},
+    kernel::encode::Encoders,
     pack::{self, RowAlign},
-    scheme::{Bits, Granularity, Scheme},
+    scheme::{Bits, Scheme},
+    values::Values,
 };
-
-/// 1.5 · 2²³: after adding it to |v| < 2²², the low byte of the bits is v rounded half to even, modulo 256.
-const ROUND: f32 = crate::fit::ROUND;
 
 /// A matrix of packed integer codes with its scales.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,98 +52,26 @@ pub fn encode(
     importance: Option<&[f32]>,
     align: RowAlign,
 ) -> Result<EncodedInt> {
-    fit.check(scheme.symmetry)?;
-    let rows = row_count(values, cols)?;
-    check_finite(values)?;
-    let importance = normalized(importance, cols)?;
-    let overflow = Error::Length { what: "values", found: values.len(), expected: 0 };
-    let row_bytes = align.row_bytes(cols, scheme.bits).ok_or(overflow)?;
-    let mut job = Job { cols, scheme, fit, importance: importance.as_deref(), whole: None };
-    if scheme.granularity == Granularity::Tensor {
-        let sample = Sample::weighted(values, job.importance);
-        job.whole = Some(fit.grid(sample, scheme).map_err(|scale| job.overflow(0, scale))?);
-    }
-    let mut encoded = EncodedInt {
-        codes: vec![0; rows * row_bytes],
-        row_bytes,
-        scales: vec![1.0; scheme.granularity.scale_shape(rows, cols).iter().product()],
-        zeros: None,
-    };
-    let mut zeros = vec![0i8; encoded.scales.len()];
-    job.run(values, &mut encoded, &mut zeros)?;
-    encoded.zeros = (!scheme.is_symmetric()).then_some(zeros);
-    Ok(encoded)
+    encode_values(Values::F32(values), cols, scheme, fit, importance, align)
 }
 
-/// Rows of a slice of whole rows.
-pub(crate) fn row_count(values: &[f32], cols: usize) -> Result<usize> {
-    if cols == 0 || values.len().is_multiple_of(cols) {
-        Ok(values.len().checked_div(cols).unwrap_or(0))
-    } else {
-        let expected = values.len() / cols * cols;
-        Err(Error::Length { what: "values", found: values.len(), expected })
-    }
-}
-
-/// What all rows have in common.
-struct Job<'a> {
+/// As [`encode`], from values of any type.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_values(
+    values: Values<'_>,
     cols: usize,
-    scheme: &'a Scheme,
-    fit: &'a Fit,
-    importance: Option<&'a [f32]>,
-    /// The one grid of a whole tensor.
-    whole: Option<Grid>,
-}
-
-impl Job<'_> {
-    fn overflow(&self, row: usize, scale: f32) -> Error {
-        Error::ScaleOverflow { row, scale, scales: self.scheme.scales }
-    }
-
-    fn run(&self, values: &[f32], encoded: &mut EncodedInt, zeros: &mut [i8]) -> Result<()> {
-        if values.is_empty() {
-            return Ok(());
-        }
-        let rows = encoded.codes.par_chunks_mut(encoded.row_bytes).zip(values.par_chunks(self.cols));
-        // Small rows travel together: a task has at least some ten thousand values.
-        let together = (1 << 14) / self.cols + 1;
-        let buffer = || vec![0u8; self.cols];
-        if let Some(grid) = self.whole {
-            (encoded.scales[0], zeros[0]) = (grid.scale, grid.zero as i8);
-            rows.with_min_len(together).for_each_init(buffer, |codes, (packed, x)| {
-                quantize(x, grid, self.fit.codes(self.scheme.bits), self.scheme.bits, codes);
-                pack::pack(codes, self.scheme.bits, packed);
-            });
-            return Ok(());
-        }
-        let groups = self.cols.div_ceil(self.scheme.granularity.span(self.cols));
-        let failed = rows
-            .zip(encoded.scales.par_chunks_mut(groups).zip(zeros.par_chunks_mut(groups)))
-            .enumerate()
-            .with_min_len(together)
-            .map_init(buffer, |codes, (row, ((packed, x), (scales, zeros)))| {
-                let done = self.row(x, scales, zeros, codes);
-                pack::pack(codes, self.scheme.bits, packed);
-                done.err().map(|scale| (row, scale))
-            })
-            .flatten()
-            .min_by_key(|(row, _)| *row);
-        failed.map_or(Ok(()), |(row, scale)| Err(self.overflow(row, scale)))
-    }
-
-    /// One row; the error is a scale that does not fit.
-    fn row(&self, x: &[f32], scales: &mut [f32], zeros: &mut [i8], codes: &mut [u8]) -> Result<(), f32> {
-        let span = self.scheme.granularity.span(self.cols);
-        let (range, bits) = (self.fit.codes(self.scheme.bits), self.scheme.bits);
-        let groups = x.chunks(span).zip(codes.chunks_mut(span)).enumerate();
-        for (g, (x, codes)) in groups {
-            let weights = self.importance.map(|w| &w[g * span..g * span + x.len()]);
-            let grid = self.fit.grid(Sample::weighted(x, weights), self.scheme)?;
-            (scales[g], zeros[g]) = (grid.scale, grid.zero as i8);
-            quantize(x, grid, range, bits, codes);
-        }
-        Ok(())
-    }
+    scheme: &Scheme,
+    fit: &Fit,
+    importance: Option<&[f32]>,
+    align: RowAlign,
+) -> Result<EncodedInt> {
+    let encoders = Encoders::active();
+    let job = Job { encoders, cols, scheme, fit, form: Form::Packed(scheme.bits), align, keep: Keep::Scale };
+    let Filled { codes, row_bytes, scales, zeros } =
+        job.run::<Box<[MaybeUninit<u8>]>, f32>(values, importance)?;
+    Ok(EncodedInt { codes, row_bytes, scales, zeros })
 }
 
 /// The codes (plus 2^(b−1)) of values on a grid, within `range`; `codes` is as long as `x`.
@@ -157,15 +86,6 @@ pub fn quantize(x: &[f32], grid: Grid, range: (i32, i32), bits: Bits, codes: &mu
         let v = if v < high { v } else { high };
         *code = ((v + ROUND).to_bits() as u8).wrapping_add(offset);
     }
-}
-
-/// How the bytes of a row say codes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// Packed densely, offset by 2^(b−1).
-    Packed(Bits),
-    /// One signed byte each.
-    Signed,
 }
 
 /// Decodes one row of codes without their scales: `out[i] = q_i`, exactly.
@@ -199,7 +119,7 @@ pub fn scale_codes(out: &mut [f32], span: usize, grid: impl Fn(usize) -> Grid) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheme::ScaleType;
+    use crate::{Error, scheme::ScaleType};
 
     #[test]
     fn rounding_is_half_to_even_and_clamped() {

@@ -9,17 +9,19 @@
 //!
 //! Under [`Fit::AbsMax`] codes and scales equal those of bitsandbytes; under [`Fit::Search`] the scale is the positive one
 //! of least squared error, and codes are chosen for the scale as it will be read back.
-
-use rayon::prelude::*;
+//!
+//! Neighbours: [`super::blocks`] drives the encoder over blocks, [`super::nested`] has the scales of scales.
 
 pub use super::nested::{NESTED_BLOCK, Nested, dynamic_map};
 
-use super::{check_finite, normalized};
+use super::blocks;
 use crate::{
     Error, Result,
-    fit::{Fit, Levels, ROUND, Sample, search},
+    fit::{Fit, Levels},
+    kernel::encode::Encoders,
+    values::Values,
 };
-use std::num::NonZeroUsize;
+use std::{mem::MaybeUninit, num::NonZeroUsize};
 
 /// The sixteen levels.
 #[expect(clippy::excessive_precision, reason = "the digits that bitsandbytes publishes")]
@@ -46,7 +48,10 @@ pub const TABLE: [f32; 16] = [
 pub const ZERO_CODE: u8 = 7;
 
 /// Cells of the lookup grid over −1..=1: finer than the narrowest gap between thresholds, so a cell holds at most one.
-const CELLS: usize = 128;
+pub(crate) const CELLS: usize = 32;
+
+/// What larger values count as when their cell is looked for: the last cell, which holds no threshold beyond this.
+pub(crate) const LAST: f32 = 0.99;
 
 /// Largest f32 not above each midpoint of neighbouring levels: u > threshold exactly where the upper level is nearer.
 const THRESHOLDS: [f32; 15] = {
@@ -61,13 +66,13 @@ const THRESHOLDS: [f32; 15] = {
     thresholds
 };
 
-/// For each cell of u = (cell − 64) / 64 ± 1/128: the threshold in it (or beyond it) and the code below that threshold.
-const LOOKUP: [(f32, u8); CELLS + 1] = {
-    let mut lookup = [(2f32, 15u8); CELLS + 1];
+/// For each cell ⌊16 (u + 1)⌋: the threshold in it (or beyond it) and the code below that threshold.
+pub(crate) const LOOKUP: [(f32, u8); CELLS] = {
+    let mut lookup = [(f32::INFINITY, 15u8); CELLS];
     let mut cell = 0;
-    while cell <= CELLS {
-        // A little wider than the cell, because the cell of a value is found by rounding.
-        let start = (cell as f64 - 64.5) / 64.0 - 1e-6;
+    while cell < CELLS {
+        // A little wider than the cell, because u + 1 is rounded.
+        let start = cell as f64 / (CELLS / 2) as f64 - 1.0 - 1e-6;
         let mut code = 0;
         while code < 15 && (THRESHOLDS[code] as f64) < start {
             code += 1;
@@ -84,16 +89,16 @@ const LOOKUP: [(f32, u8); CELLS + 1] = {
 #[inline]
 #[must_use]
 pub fn nearest(u: f32) -> u8 {
-    let c = if u > -1.0 { u } else { -1.0 };
-    let c = if c < 1.0 { c } else { 1.0 };
-    let cell = (c * 64.0 + (ROUND + 64.0)).to_bits() & 0xff;
-    let (threshold, below) = LOOKUP[(cell as usize).min(CELLS)];
-    below + u8::from(c > threshold)
+    let inside = if u > -1.0 { u } else { -1.0 };
+    let inside = if inside < LAST { inside } else { LAST };
+    let cell = ((inside + 1.0) * (CELLS / 2) as f32) as usize;
+    let (threshold, below) = LOOKUP[cell.min(CELLS - 1)];
+    below + u8::from(u > threshold)
 }
 
 /// The levels as the scale search sees them.
 #[derive(Debug, Clone, Copy)]
-struct Quantiles;
+pub(crate) struct Quantiles;
 
 impl Levels for Quantiles {
     #[inline(always)]
@@ -202,26 +207,22 @@ pub fn encode(
     fit: &Fit,
     importance: Option<&[f32]>,
 ) -> Result<EncodedNf4> {
-    check_fit(fit)?;
-    super::int::row_count(values, cols)?;
-    check_finite(values)?;
-    let importance = normalized(importance, cols)?;
-    let block = scheme.block.get();
-    let scales: Vec<f32> = values
-        .par_chunks(block)
-        .with_min_len((1 << 12) / block + 1)
-        .enumerate()
-        .map(|(b, x)| fit_block(x, b * block, fit, importance.as_deref()))
-        .collect();
-    let (absmax, chosen) = match scheme.scales {
-        BlockScales::Plain => (Absmax::Plain(scales), None),
-        BlockScales::Double => (Absmax::Nested(Nested::encode(&scales)), Some(scales)),
-    };
-    // bitsandbytes chooses codes before it quantizes the scales; a search knows better.
-    let codes = match (fit, chosen) {
-        (Fit::AbsMax, Some(exact)) => quantize(values, block, |b| exact[b]),
-        _ => quantize(values, block, |b| absmax.get(b)),
-    };
+    encode_values(Values::F32(values), cols, scheme, fit, importance)
+}
+
+/// As [`encode`], from values of any type.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_values(
+    values: Values<'_>,
+    cols: usize,
+    scheme: Nf4Scheme,
+    fit: &Fit,
+    importance: Option<&[f32]>,
+) -> Result<EncodedNf4> {
+    let (codes, absmax) =
+        blocks::encode::<Box<[MaybeUninit<u8>]>>(Encoders::active(), values, cols, scheme, fit, importance)?;
     Ok(EncodedNf4 { codes, absmax })
 }
 
@@ -234,51 +235,6 @@ pub(crate) fn check_fit(fit: &Fit) -> Result<()> {
             conflict: "minmax spreads integer codes and has no meaning for nf4".into(),
             expected: "choose absmax (as bitsandbytes does) or search".into(),
         }),
-    }
-}
-
-fn fit_block(x: &[f32], start: usize, fit: &Fit, importance: Option<&[f32]>) -> f32 {
-    let (low, high) = Sample::new(x).extremes();
-    let peak = high.max(-low);
-    let Fit::Search(search) = fit else { return peak };
-    if peak == 0.0 {
-        return 0.0;
-    }
-    let weights: Option<Vec<f32>> =
-        importance.map(|w| (start..start + x.len()).map(|i| w[i % w.len()]).collect());
-    search::unit_scale(Sample::weighted(x, weights.as_deref()), peak, Quantiles, search.steps).unwrap_or(peak)
-}
-
-fn quantize(values: &[f32], block: usize, scale: impl Fn(usize) -> f32 + Sync) -> Vec<u8> {
-    let mut codes = vec![0u8; values.len().div_ceil(2)];
-    // Two blocks are a whole number of bytes.
-    let blocks = 2 * ((1 << 12) / block + 1);
-    codes.par_chunks_mut(blocks * block / 2).zip(values.par_chunks(blocks * block)).enumerate().for_each(
-        |(task, (bytes, x))| {
-            let mut nibbles: Vec<u8> = Vec::with_capacity(x.len() + 1);
-            for (b, x) in x.chunks(block).enumerate() {
-                quantize_block(x, scale(task * blocks + b), &mut nibbles);
-            }
-            if !nibbles.len().is_multiple_of(2) {
-                nibbles.push(ZERO_CODE);
-            }
-            for (byte, [first, second]) in bytes.iter_mut().zip(nibbles.as_chunks::<2>().0) {
-                *byte = first << 4 | second;
-            }
-        },
-    );
-    codes
-}
-
-fn quantize_block(x: &[f32], scale: f32, nibbles: &mut Vec<u8>) {
-    let inverse = 1.0 / scale;
-    if scale == 0.0 {
-        nibbles.extend(std::iter::repeat_n(ZERO_CODE, x.len()));
-    } else if inverse.is_finite() {
-        // bitsandbytes multiplies by the reciprocal.
-        nibbles.extend(x.iter().map(|x| nearest(x * inverse)));
-    } else {
-        nibbles.extend(x.iter().map(|x| nearest(x / scale)));
     }
 }
 

@@ -5,6 +5,7 @@
 //!
 //! Neighbours: [`integers`] and [`floats`] multiply; loops that compilers vectorise are [`scalar`]'s own.
 
+pub(super) mod encode;
 mod floats;
 mod integers;
 

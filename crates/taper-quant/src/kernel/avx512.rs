@@ -6,6 +6,7 @@
 //!
 //! Neighbours: [`expand`] spreads the codes of panels, [`integers`] and [`floats`] multiply by them.
 
+pub(super) mod encode;
 mod expand;
 mod floats;
 mod integers;

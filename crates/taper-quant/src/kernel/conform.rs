@@ -189,7 +189,7 @@ fn check_rows(kernels: &Kernels, filled: &Filled, w: &Matrix<'_>, tiles: &Tiles)
         tiles.codes_of_row(row, &mut codes[..case.cols]);
         assert_eq!(codes[..case.cols], want, "{} tiled codes of {case:?}", kernels.isa);
         let (mut values, mut tiled) = (vec![0f32; case.cols], vec![0f32; case.cols]);
-        w.decode_row(kernels, row, &mut values);
+        w.decode_rows(kernels, row, &mut values);
         tiles.decode_row(kernels, row, &mut tiled);
         for (column, value) in values.iter().enumerate() {
             let (level, scale) = filled.level(row, column);

@@ -97,23 +97,26 @@ impl Matrix<'_> {
         (kernels.unpack)(self.row(row).get(start..).unwrap_or_default(), self.stream, out);
     }
 
-    /// Writes one decoded row.
-    pub(crate) fn decode_row(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
+    /// Writes decoded rows from `first` on.
+    pub(crate) fn decode_rows(&self, kernels: &Kernels, first: usize, out: &mut [f32]) {
         let mut codes = vec![0u8; self.cols];
         let (mut scales, mut centers) = (vec![0f32; self.groups], vec![0f32; self.groups]);
-        self.grids.scales(kernels, self.groups, row, &mut scales);
-        self.grids.centers(self.groups, row, &mut centers);
-        self.unpack(kernels, row, 0, &mut codes);
-        if let Some(groups) = self.column_groups {
-            for ((out, code), &g) in out.iter_mut().zip(codes).zip(groups) {
-                *out = (f32::from(code) - centers[g as usize]) * scales[g as usize];
+        for (i, out) in out.chunks_exact_mut(self.cols.max(1)).enumerate() {
+            let row = first + i;
+            self.grids.scales(kernels, self.groups, row, &mut scales);
+            self.grids.centers(self.groups, row, &mut centers);
+            self.unpack(kernels, row, 0, &mut codes);
+            if let Some(groups) = self.column_groups {
+                for ((out, code), &g) in out.iter_mut().zip(&codes).zip(groups) {
+                    *out = (f32::from(*code) - centers[g as usize]) * scales[g as usize];
+                }
+                continue;
             }
-            return;
-        }
-        for (g, (out, codes)) in out.chunks_mut(self.span).zip(codes.chunks(self.span)).enumerate() {
-            match self.levels {
-                Levels::Integers => (kernels.decode)(codes, centers[g], scales[g], out),
-                Levels::Table(table) => (kernels.lookup)(codes, table, scales[g], out),
+            for (g, (out, codes)) in out.chunks_mut(self.span).zip(codes.chunks(self.span)).enumerate() {
+                match self.levels {
+                    Levels::Integers => (kernels.decode)(codes, centers[g], scales[g], out),
+                    Levels::Table(table) => (kernels.lookup)(codes, table, scales[g], out),
+                }
             }
         }
     }

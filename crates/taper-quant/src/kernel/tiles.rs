@@ -206,6 +206,13 @@ impl Tiles {
         }
     }
 
+    /// Writes decoded rows from `first` on.
+    pub(crate) fn decode_rows(&self, kernels: &Kernels, first: usize, out: &mut [f32]) {
+        for (i, out) in out.chunks_exact_mut(self.cols.max(1)).enumerate() {
+            self.decode_row(kernels, first + i, out);
+        }
+    }
+
     /// Writes one decoded row.
     pub(crate) fn decode_row(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
         let mut codes = vec![0u8; self.cols];

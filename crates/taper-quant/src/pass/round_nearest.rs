@@ -14,8 +14,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use taper_core::{
-    Context, Needs, Outline, Result, Rewrite, SharedWeight, Stage, WeightPass,
-    weight::{checked_elements, to_f32_vec},
+    Context, Needs, Outline, Result, Rewrite, SharedWeight, Stage, WeightPass, weight::checked_elements,
 };
 
 use super::settings::RoundNearestSettings;
@@ -30,6 +29,7 @@ use crate::{
     packed_int::{self, PackedInt, columns},
     packed_nf4::PackedNf4,
     scheme::{Bits, Granularity, ScaleType, Scheme},
+    values,
 };
 
 /// What numbers weights become.
@@ -316,25 +316,25 @@ impl WeightPass for RoundNearest {
         if let Some(why) = stays(&encoding, shape) {
             return Ok(Rewrite::left(why));
         }
-        let values = to_f32_vec(weight.as_ref())?;
         let norms = match self.weighting {
             Weighting::InputNorms => context.stats(name).map(taper_core::stats::InputStats::mean_squares),
             Weighting::Equal => None,
         };
         // A convolution's columns are several per input; its statistics say nothing of single ones.
         let norms = norms.filter(|n| n.len() == columns(shape));
-        Ok(match self.number {
+        let packed = values::with_tensor(&weight.dense()?, |values| match self.number {
             Number::Int(scheme) => {
                 let layout = self.layout(name, shape, &scheme);
-                let packed = PackedInt::encode(&values, shape, &scheme, &self.fit, norms.as_deref(), layout);
-                Rewrite::done(packed.map_err(|e| named(name, e))?)
+                PackedInt::encode_values(values, shape, &scheme, &self.fit, norms.as_deref(), layout)
+                    .map(Rewrite::done)
             }
             Number::Nf4(scheme) => {
                 let decoded = value_type(&encoding.format).unwrap_or_default();
-                let packed = PackedNf4::encode(&values, shape, scheme, &self.fit, norms.as_deref(), decoded);
-                Rewrite::done(packed.map_err(|e| named(name, e))?)
+                PackedNf4::encode_values(values, shape, scheme, &self.fit, norms.as_deref(), decoded)
+                    .map(Rewrite::done)
             }
-        })
+        })?;
+        packed.map_err(|e| named(name, e))
     }
 
     fn outline(&self, name: &str, before: &Outline) -> Option<Outline> {
