@@ -42,10 +42,13 @@ impl fmt::Display for Stage {
 pub enum Needs {
     /// Nothing: the pass works without data and can stream.
     Nothing,
-    /// Counts, mean |x|, max |x| and Σx² per input.
+    /// Counts, mean x, mean |x|, minimum, maximum and Σx² per input.
     InputNorms,
     /// The Gram matrix XXᵀ of the inputs as well.
     Gram,
+    /// Also the cross Gram matrix X̃Xᵀ with the inputs that the original model has: for passes that make up for the
+    /// errors of the layers before. It differs from the Gram matrix only where calibration is sequential.
+    CrossGram,
 }
 
 impl fmt::Display for Needs {
@@ -54,6 +57,7 @@ impl fmt::Display for Needs {
             Self::Nothing => "nothing",
             Self::InputNorms => "input norms",
             Self::Gram => "input gram matrices",
+            Self::CrossGram => "input gram matrices beside those of the original",
         })
     }
 }

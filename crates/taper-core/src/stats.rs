@@ -1,27 +1,46 @@
 //! What calibration saw at the input of each layer: a value, never an event.
 //!
-//! For inputs x_1 … x_n of a layer with `d` inputs: the count n, mean |x_j|, max |x_j|, Σ x_j², and where asked for the
-//! Gram matrix G = Σ x xᵀ (`[d, d]`). Sums are f64, taken in chunks of fixed size and in order, so that they do not
-//! depend on the number of threads.
+//! For inputs x_1 … x_n of a layer with `d` inputs: the count n, the mean, minimum and maximum of x_j, mean |x_j|, Σ x_j²,
+//! and where asked for the [`Gram`] matrix G = Σ x xᵀ, `[d, d]`.
+//!
+//! The Gram sum is kept in **two halves**, of stretches of 256 tokens in turn:
+//!
+//! ```text
+//! tokens    0 … 255 │ 256 … 511 │ 512 … 767 │ …           G = A + B
+//! half         A    │     B     │     A     │ …           A − B shows how far G is from what it estimates
+//! ```
+//!
+//! With d inputs and few more tokens than d, G says much about these tokens and less about others. How much less is
+//! visible only by comparing two samples, so whoever trusts G can choose from the data how far to trust it. Each half
+//! is one triangle: together they take the memory of one full matrix.
+//!
+//! Sums are f64, taken in chunks of fixed size and in order, so that they do not depend on the number of threads.
 
 use rayon::prelude::*;
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::{Error, Needs, Result};
+use crate::{Error, Needs, Result, linalg::Symmetric};
 
 /// What was seen at one input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InputStats {
     /// Input vectors (tokens) seen.
     pub count: u64,
+    /// Mean of x_j, per input.
+    pub mean: Vec<f32>,
+    /// Minimum of x_j, per input.
+    pub min: Vec<f32>,
+    /// Maximum of x_j, per input.
+    pub max: Vec<f32>,
     /// Mean of |x_j|, per input.
     pub mean_abs: Vec<f32>,
-    /// Maximum of |x_j|, per input.
-    pub max_abs: Vec<f32>,
     /// Σ x_j², per input.
     pub sum_squares: Vec<f64>,
-    /// Σ x xᵀ, `[d, d]` row-major, symmetric; where it was asked for.
-    pub gram: Option<Vec<f64>>,
+    /// Σ x xᵀ; where it was asked for.
+    pub gram: Option<Gram>,
+    /// Σ x̃ xᵀ, `[d, d]` row-major: x̃ is what the original model has where x was seen, behind layers that were changed
+    /// already. Where it was asked for and the two differ.
+    pub cross: Option<Vec<f64>>,
 }
 
 impl InputStats {
@@ -36,6 +55,54 @@ impl InputStats {
     pub fn mean_squares(&self) -> Vec<f32> {
         let n = self.count.max(1) as f64;
         self.sum_squares.iter().map(|s| (s / n) as f32).collect()
+    }
+
+    /// Maximum of |x_j|, per input.
+    #[must_use]
+    pub fn max_abs(&self) -> Vec<f32> {
+        self.min.iter().zip(&self.max).map(|(low, high)| high.max(-low)).collect()
+    }
+}
+
+/// Σ x xᵀ over the inputs of a layer, as the sums of two halves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gram {
+    /// Tokens in each half.
+    pub counts: [u64; 2],
+    /// Σ x xᵀ over the tokens of each half.
+    pub halves: [Symmetric; 2],
+}
+
+impl Gram {
+    /// Nothing seen yet.
+    #[must_use]
+    pub fn zeros(inputs: usize) -> Self {
+        Self { counts: [0; 2], halves: [Symmetric::zeros(inputs), Symmetric::zeros(inputs)] }
+    }
+
+    /// The number of inputs d.
+    #[must_use]
+    pub fn inputs(&self) -> usize {
+        self.halves[0].order()
+    }
+
+    /// Tokens in both halves.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.counts[0] + self.counts[1]
+    }
+
+    /// Element (i, j) of the sum over all tokens.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, i: usize, j: usize) -> f64 {
+        self.halves[0].get(i, j) + self.halves[1].get(i, j)
+    }
+
+    /// The sum over all tokens.
+    #[must_use]
+    pub fn total(&self) -> Symmetric {
+        self.halves[0].plus(&self.halves[1])
     }
 }
 
@@ -74,80 +141,142 @@ impl FromIterator<(String, Arc<InputStats>)> for Stats {
     }
 }
 
-/// Vectors that go into one step of the Gram sum; fixed, so that the order of summation is.
-const CHUNK: usize = 256;
+/// Tokens that go into one half before the other has its turn, and into one step of the Gram sum. Neighbours in a text
+/// resemble each other: halves of single tokens would agree about what the text says rather than about the model.
+pub const STRETCH: usize = 256;
 
 /// Sums over the inputs of one layer.
 #[derive(Debug, Clone)]
 pub struct Accumulator {
     inputs: usize,
     count: u64,
+    sum: Vec<f64>,
     sum_abs: Vec<f64>,
-    max_abs: Vec<f32>,
     sum_squares: Vec<f64>,
-    gram: Option<Vec<f64>>,
+    min: Vec<f32>,
+    max: Vec<f32>,
+    gram: Option<Gram>,
+    cross: Option<Cross>,
+}
+
+/// Σ x̃ xᵀ in progress.
+#[derive(Debug, Clone)]
+struct Cross {
+    sums: Vec<f64>,
+    /// Tokens that came with an original; all or none do.
+    count: u64,
 }
 
 impl Accumulator {
     /// Sums for vectors of `inputs` values.
     #[must_use]
     pub fn new(inputs: usize, needs: Needs) -> Self {
+        let square = || vec![0.0; inputs * inputs];
         Self {
             inputs,
             count: 0,
+            sum: vec![0.0; inputs],
             sum_abs: vec![0.0; inputs],
-            max_abs: vec![0.0; inputs],
             sum_squares: vec![0.0; inputs],
-            gram: (needs == Needs::Gram).then(|| vec![0.0; inputs * inputs]),
+            min: vec![f32::INFINITY; inputs],
+            max: vec![f32::NEG_INFINITY; inputs],
+            gram: (needs >= Needs::Gram).then(|| Gram::zeros(inputs)),
+            cross: (needs >= Needs::CrossGram).then(|| Cross { sums: square(), count: 0 }),
         }
     }
 
     /// Adds vectors, `[n, inputs]` row-major. Errors where a value is not finite or the width is another.
     pub fn add(&mut self, site: &str, rows: &[f32]) -> Result<()> {
-        let fail = |message: String| Error::Stats { site: site.to_owned(), message };
-        if self.inputs == 0 || !rows.len().is_multiple_of(self.inputs) {
-            let message = format!("{} values are not vectors of {}", rows.len(), self.inputs);
-            return Err(fail(message));
-        }
-        if let Some(at) = rows.iter().position(|x| !x.is_finite()) {
-            let message = format!("input {} of vector {} is not finite", at % self.inputs, at / self.inputs);
-            return Err(fail(message));
-        }
+        self.check(site, rows)?;
         for row in rows.chunks_exact(self.inputs) {
             for (j, &x) in row.iter().enumerate() {
-                self.sum_abs[j] += f64::from(x.abs());
-                self.max_abs[j] = self.max_abs[j].max(x.abs());
-                self.sum_squares[j] += f64::from(x) * f64::from(x);
+                let (wide, size) = (f64::from(x), f64::from(x.abs()));
+                self.sum[j] += wide;
+                self.sum_abs[j] += size;
+                self.sum_squares[j] += wide * wide;
+                self.min[j] = self.min[j].min(x);
+                self.max[j] = self.max[j].max(x);
             }
         }
-        self.count += (rows.len() / self.inputs) as u64;
         if let Some(gram) = &mut self.gram {
-            for chunk in rows.chunks(CHUNK * self.inputs) {
-                add_gram(gram, chunk, self.inputs);
-            }
+            stretches(self.count, rows, self.inputs, |half, part| {
+                gram.counts[half] += (part.len() / self.inputs) as u64;
+                add_gram(&mut gram.halves[half], part);
+            });
+        }
+        self.count += (rows.len() / self.inputs) as u64;
+        Ok(())
+    }
+
+    /// [`Accumulator::add`], with what the original model has at the same tokens. The two go together for all tokens or
+    /// for none.
+    pub fn add_beside(&mut self, site: &str, rows: &[f32], original: &[f32]) -> Result<()> {
+        self.check(site, original)?;
+        if rows.len() != original.len() {
+            let message = format!("{} values beside {} of the original", rows.len(), original.len());
+            return Err(Error::Stats { site: site.to_owned(), message });
+        }
+        self.add(site, rows)?;
+        if let Some(cross) = &mut self.cross {
+            cross.count += (rows.len() / self.inputs) as u64;
+            add_cross(&mut cross.sums, original, rows, self.inputs);
         }
         Ok(())
     }
 
+    fn check(&self, site: &str, rows: &[f32]) -> Result<()> {
+        let fail = |message: String| Err(Error::Stats { site: site.to_owned(), message });
+        if self.inputs == 0 || !rows.len().is_multiple_of(self.inputs) {
+            return fail(format!("{} values are not vectors of {}", rows.len(), self.inputs));
+        }
+        match rows.iter().position(|x| !x.is_finite()) {
+            Some(at) => {
+                fail(format!("input {} of vector {} is not finite", at % self.inputs, at / self.inputs))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The statistics so far. Errors where nothing was seen.
     pub fn finish(&self, site: &str) -> Result<InputStats> {
+        let fail = |message: &str| Err(Error::Stats { site: site.to_owned(), message: message.to_owned() });
         if self.count == 0 {
-            return Err(Error::Stats { site: site.to_owned(), message: "no input was seen".into() });
+            return fail("no input was seen");
         }
-        let n = self.count as f64;
+        let cross = self.cross.as_ref().filter(|cross| cross.count > 0);
+        if cross.is_some_and(|cross| cross.count != self.count) {
+            return fail("some inputs came with the original's and some did not; give all or none");
+        }
+        let mean = |sums: &[f64]| sums.iter().map(|s| (s / self.count as f64) as f32).collect();
         Ok(InputStats {
             count: self.count,
-            mean_abs: self.sum_abs.iter().map(|s| (s / n) as f32).collect(),
-            max_abs: self.max_abs.clone(),
+            mean: mean(&self.sum),
+            min: self.min.clone(),
+            max: self.max.clone(),
+            mean_abs: mean(&self.sum_abs),
             sum_squares: self.sum_squares.clone(),
             gram: self.gram.clone(),
+            cross: cross.map(|cross| cross.sums.clone()),
         })
     }
 }
 
-/// G += Σ x xᵀ over a chunk of rows. Each row of G is summed by one thread, in the order of the tokens.
-fn add_gram(gram: &mut [f64], rows: &[f32], inputs: usize) {
-    gram.par_chunks_mut(inputs).enumerate().for_each(|(i, out)| {
+/// Cuts rows where the halves change and says which half each part belongs to; `seen` tokens came before.
+fn stretches(seen: u64, rows: &[f32], inputs: usize, mut part: impl FnMut(usize, &[f32])) {
+    let (mut at, mut rest) = (seen, rows);
+    while !rest.is_empty() {
+        let left = STRETCH - (at % STRETCH as u64) as usize;
+        let (here, later) = rest.split_at((left * inputs).min(rest.len()));
+        part((at / STRETCH as u64 % 2) as usize, here);
+        at += (here.len() / inputs) as u64;
+        rest = later;
+    }
+}
+
+/// G += Σ x xᵀ over at most [`STRETCH`] rows. Each row of G is summed by one thread, in the order of the tokens.
+fn add_gram(gram: &mut Symmetric, rows: &[f32]) {
+    let inputs = gram.order();
+    gram.rows_mut().into_par_iter().enumerate().for_each(|(i, out)| {
         for row in rows.chunks_exact(inputs) {
             let x = f64::from(row[i]);
             for (g, &y) in out.iter_mut().zip(row) {
@@ -155,4 +284,54 @@ fn add_gram(gram: &mut [f64], rows: &[f32], inputs: usize) {
             }
         }
     });
+}
+
+/// C += Σ x̃ xᵀ. Each row of C is summed by one thread, in the order of the tokens.
+fn add_cross(cross: &mut [f64], original: &[f32], rows: &[f32], inputs: usize) {
+    cross.par_chunks_mut(inputs).enumerate().for_each(|(i, out)| {
+        for (original, row) in original.chunks_exact(inputs).zip(rows.chunks_exact(inputs)) {
+            let x = f64::from(original[i]);
+            for (c, &y) in out.iter_mut().zip(row) {
+                *c += x * f64::from(y);
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 300.0).collect()
+    }
+
+    #[test]
+    fn halves_do_not_depend_on_how_tokens_arrive() {
+        let rows = values(3 * 700);
+        let mut whole = Accumulator::new(3, Needs::Gram);
+        whole.add("x", &rows).unwrap();
+        let mut parts = Accumulator::new(3, Needs::Gram);
+        rows.chunks(3 * 97).for_each(|part| parts.add("x", part).unwrap());
+        let (whole, parts) = (whole.finish("x").unwrap(), parts.finish("x").unwrap());
+        assert_eq!(whole, parts);
+        let gram = whole.gram.unwrap();
+        assert_eq!((gram.counts, gram.count()), ([256 + 188, 256], 700));
+        for (i, square) in whole.sum_squares.iter().enumerate() {
+            assert!((gram.get(i, i) - square).abs() < 1e-9 * square);
+        }
+    }
+
+    #[test]
+    fn the_cross_gram_is_that_of_both_inputs() {
+        let (rows, original) = (values(3 * 20), values(3 * 20 + 9)[9..].to_vec());
+        let mut sums = Accumulator::new(3, Needs::CrossGram);
+        sums.add_beside("x", &rows, &original).unwrap();
+        let cross = sums.finish("x").unwrap().cross.unwrap();
+        let expected: f64 =
+            (0..20).map(|t| f64::from(original[3 * t + 2]) * f64::from(rows[3 * t + 1])).sum();
+        assert!((cross[2 * 3 + 1] - expected).abs() < 1e-9);
+        sums.add("x", &rows).unwrap();
+        assert!(sums.finish("x").unwrap_err().to_string().contains("all or none"));
+    }
 }

@@ -499,10 +499,13 @@ fn input_norms_are_used_where_calibration_saw_the_layer() {
     let squares: Vec<f64> = (0..64).map(|i| if i % 4 == 0 { 900.0 } else { 1.0 }).collect();
     let seen = InputStats {
         count: 10,
+        mean: vec![0.0; 64],
+        min: vec![-9.0; 64],
+        max: vec![9.0; 64],
         mean_abs: vec![1.0; 64],
-        max_abs: vec![9.0; 64],
         sum_squares: squares,
         gram: None,
+        cross: None,
     };
     let stats: Stats = [("a.weight".to_owned(), Arc::new(seen.clone()))].into_iter().collect();
     let context = Context::new(Some(&stats), 0, &Silent);
