@@ -27,6 +27,7 @@ use crate::{
         matrix::{Grids, Matrix, ScaleSource},
     },
     layout::{self, IntLayout},
+    pack,
     scales::Scales,
     scheme::{Granularity, ScaleType, Scheme},
 };
@@ -83,16 +84,66 @@ impl PackedInt {
         let cols = columns(shape);
         let fit = fit_for(layout, fit);
         let mut encoded = int::encode(values, cols, scheme, &fit, importance, layout.align())?;
-        match layout {
-            // Offset codes of eight bits are signed codes with the top bit turned over.
-            IntLayout::IntQuantized => encoded.codes.iter_mut().for_each(|code| *code ^= 0x80),
-            IntLayout::BitsAndBytes => {
-                encoded.codes.iter_mut().for_each(|code| *code ^= 0x80);
-                row_maxima(values, cols, &fit, &mut encoded.scales);
-            }
-            IntLayout::PackQuantized | IntLayout::Taper => {}
+        if layout == IntLayout::BitsAndBytes {
+            row_maxima(values, cols, &fit, &mut encoded.scales);
         }
-        Ok(Self::from_stored(Stored {
+        Ok(Self::assemble(encoded, shape, scheme, layout))
+    }
+
+    /// A weight of codes that were chosen elsewhere: one byte per code, row-major, offset by 2^(b−1), with the grids of
+    /// its groups in the order of [`Granularity::scale_shape`]. Scales are as stored (see [`crate::fit::stored`]).
+    ///
+    /// # Errors
+    /// A layout that cannot hold the scheme, and slices that do not fit together.
+    pub fn from_codes(
+        codes: &[u8],
+        grids: &[Grid],
+        shape: &[usize],
+        scheme: &Scheme,
+        layout: IntLayout,
+    ) -> Result<Self> {
+        if !layout.holds(".weight", shape, scheme) {
+            return Err(Error::Conflict {
+                option: "layout",
+                conflict: format!("{} cannot hold {scheme} of shape {shape:?}", layout.codec()),
+                expected: "choose `IntLayout::Taper`, which holds everything".into(),
+            });
+        }
+        let (elements, cols) = (checked_elements(shape).unwrap_or(usize::MAX), columns(shape));
+        let rows = shape.first().copied().unwrap_or(1);
+        let groups: usize = scheme.granularity.scale_shape(rows, cols).iter().product();
+        for (what, found, expected) in [("codes", codes.len(), elements), ("grids", grids.len(), groups)] {
+            if found != expected {
+                return Err(Error::Length { what, found, expected });
+            }
+        }
+        if elements == 0 {
+            return Err(Error::Empty { shape: shape.to_vec() });
+        }
+        let overflow = Error::Length { what: "codes", found: elements, expected: 0 };
+        let row_bytes = layout.align().row_bytes(cols, scheme.bits).ok_or(overflow)?;
+        let mut packed = vec![0u8; rows * row_bytes];
+        for (packed, codes) in packed.chunks_exact_mut(row_bytes).zip(codes.chunks_exact(cols)) {
+            pack::pack(codes, scheme.bits, packed);
+        }
+        let factor = if layout == IntLayout::BitsAndBytes { 127.0 } else { 1.0 };
+        let encoded = int::EncodedInt {
+            codes: packed,
+            row_bytes,
+            scales: grids.iter().map(|grid| grid.scale * factor).collect(),
+            zeros: (!scheme.is_symmetric()).then(|| grids.iter().map(|grid| grid.zero as i8).collect()),
+        };
+        Ok(Self::assemble(encoded, shape, scheme, layout))
+    }
+
+    /// Codes and scales in the words of a layout that can hold them.
+    fn assemble(mut encoded: int::EncodedInt, shape: &[usize], scheme: &Scheme, layout: IntLayout) -> Self {
+        let cols = columns(shape);
+        if layout.form(scheme.bits) == Form::Signed {
+            // Offset codes of eight bits are signed codes with the top bit turned over.
+            encoded.codes.iter_mut().for_each(|code| *code ^= 0x80);
+        }
+        Self::from_stored(Stored {
             shape: shape.to_vec(),
             scheme: *scheme,
             layout,
@@ -102,7 +153,7 @@ impl PackedInt {
             scales: Scales::new(&encoded.scales, scheme.scales),
             zeros: encoded.zeros,
             column_groups: None,
-        }))
+        })
     }
 
     pub(crate) fn from_stored(stored: Stored) -> Self {
@@ -205,7 +256,7 @@ impl PackedInt {
 }
 
 /// bitsandbytes multiplies by what it takes for a row's maximum: its scales are positive.
-fn fit_for(layout: IntLayout, fit: &Fit) -> Fit {
+pub(crate) fn fit_for(layout: IntLayout, fit: &Fit) -> Fit {
     match (layout, fit) {
         (IntLayout::BitsAndBytes, Fit::Search(search)) => {
             let mut search = *search;

@@ -238,15 +238,29 @@ pub(crate) fn check_fit(fit: &Fit) -> Result<()> {
 }
 
 fn fit_block(x: &[f32], start: usize, fit: &Fit, importance: Option<&[f32]>) -> f32 {
-    let (low, high) = Sample::new(x).extremes();
-    let peak = high.max(-low);
-    let Fit::Search(search) = fit else { return peak };
-    if peak == 0.0 {
-        return 0.0;
-    }
     let weights: Option<Vec<f32>> =
         importance.map(|w| (start..start + x.len()).map(|i| w[i % w.len()]).collect());
-    search::unit_scale(Sample::weighted(x, weights.as_deref()), peak, Quantiles, search.steps).unwrap_or(peak)
+    fit_sample(Sample::weighted(x, weights.as_deref()), fit)
+}
+
+/// The scale of one block; 0 where all values are.
+pub(crate) fn fit_sample(sample: Sample<'_>, fit: &Fit) -> f32 {
+    let (low, high) = sample.extremes();
+    let peak = high.max(-low);
+    match fit {
+        Fit::Search(search) if peak > 0.0 => {
+            search::unit_scale(sample, peak, Quantiles, search.steps).unwrap_or(peak)
+        }
+        _ => peak,
+    }
+}
+
+/// The code of a value under a scale other than 0.
+#[inline]
+pub(crate) fn nearest_scaled(x: f32, scale: f32) -> u8 {
+    let inverse = 1.0 / scale;
+    // bitsandbytes multiplies by the reciprocal.
+    if inverse.is_finite() { nearest(x * inverse) } else { nearest(x / scale) }
 }
 
 fn quantize(values: &[f32], block: usize, scale: impl Fn(usize) -> f32 + Sync) -> Vec<u8> {
