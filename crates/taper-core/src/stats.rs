@@ -14,7 +14,8 @@
 //! visible only by comparing two samples, so whoever trusts G can choose from the data how far to trust it. Each half
 //! is one triangle: together they take the memory of one full matrix.
 //!
-//! Sums are f64, those of a chunk of 256 tokens of a Gram matrix f32, in chunks of fixed size and in order, so that they do not depend on the number of threads.
+//! Sums are f64, those of a chunk of 256 tokens of a Gram matrix f32, in chunks of fixed size and in order, so that they
+//! do not depend on the number of threads.
 
 pub mod file;
 pub mod importance;

@@ -1,10 +1,11 @@
 //! From values to codes and back.
 //!
 //! One file per kind of code: [`int`] for integers of 2 to 8 bits, [`nf4`] for the sixteen quantiles of
-//! bitsandbytes, and [`nested`] for their scales as bytes.
+//! bitsandbytes, and [`nested`] for their scales as bytes; [`nearest`] is what rounding with feedback sees of them.
 
 pub(crate) mod blocks;
 pub mod int;
+pub mod nearest;
 pub mod nested;
 pub mod nf4;
 pub(crate) mod rows;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | quantize a checkpoint | [`RoundNearest`] in a `taper_core::Pipeline` |
 //! | open or save quantized checkpoints | [`codecs`] with `Checkpoint::open_with` |
+//! | quantize with calibration | [`Gptq`] |
 //! | quantize one weight | [`PackedInt::encode`], [`PackedNf4::encode`], from halves [`PackedInt::encode_values`] |
 //! | quantize slices of my own tensor type | [`mod@slice`] |
 //! | multiply by integer weights with eight-bit activations | [`PackedInt::with_arithmetic`] |
@@ -19,7 +20,7 @@
 //! # Ok::<(), taper_quant::Error>(())
 //! ```
 //!
-//! Not here: calibrated methods that need second-order statistics, static quantization of activations, GPU kernels.
+//! Not here: static quantization of activations, GPU kernels.
 
 pub mod code;
 pub mod codec;
@@ -33,6 +34,7 @@ pub mod packed_nf4;
 pub mod pass;
 pub mod scales;
 pub mod scheme;
+pub mod settle;
 pub mod slice;
 pub mod values;
 
@@ -44,7 +46,7 @@ pub use kernel::{ActivationScale, Arithmetic};
 pub use layout::IntLayout;
 pub use packed_int::PackedInt;
 pub use packed_nf4::PackedNf4;
-pub use pass::{FileFormat, Number, RoundNearest, RoundNearestSettings, Weighting};
+pub use pass::{FileFormat, Gptq, Number, RoundNearest, RoundNearestSettings, Weighting};
 pub use scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry};
 pub use values::Values;
 

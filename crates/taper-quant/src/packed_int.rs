@@ -126,6 +126,63 @@ impl PackedInt {
         }
     }
 
+    /// A weight of codes that were chosen elsewhere: one byte per code, row-major, offset by 2^(b−1), with the grids of
+    /// its groups in the order of [`Granularity::scale_shape`]. Scales are as stored (see [`crate::fit::stored`]).
+    ///
+    /// # Errors
+    /// A layout that cannot hold the scheme, and slices that do not fit together.
+    pub fn from_codes(
+        codes: &[u8],
+        grids: &[Grid],
+        shape: &[usize],
+        scheme: &Scheme,
+        layout: IntLayout,
+    ) -> Result<Self> {
+        if !layout.holds(".weight", shape, scheme) {
+            return Err(Error::Conflict {
+                option: "layout",
+                conflict: format!("{} cannot hold {scheme} of shape {shape:?}", layout.codec()),
+                expected: "choose `IntLayout::Taper`, which holds everything".into(),
+            });
+        }
+        let (elements, cols) = (checked_elements(shape).unwrap_or(usize::MAX), columns(shape));
+        let rows = shape.first().copied().unwrap_or(1);
+        let groups: usize = scheme.granularity.scale_shape(rows, cols).iter().product();
+        for (what, found, expected) in [("codes", codes.len(), elements), ("grids", grids.len(), groups)] {
+            if found != expected {
+                return Err(Error::Length { what, found, expected });
+            }
+        }
+        if elements == 0 {
+            return Err(Error::Empty { shape: shape.to_vec() });
+        }
+        let overflow = Error::Length { what: "codes", found: elements, expected: 0 };
+        let row_bytes = layout.align().row_bytes(cols, scheme.bits).ok_or(overflow)?;
+        let mut packed = vec![0u8; rows * row_bytes];
+        for (packed, codes) in packed.chunks_exact_mut(row_bytes).zip(codes.chunks_exact(cols)) {
+            pack::pack(codes, scheme.bits, packed);
+        }
+        let factor = if layout == IntLayout::BitsAndBytes { 127.0 } else { 1.0 };
+        if layout.form(scheme.bits) == CodeForm::Signed {
+            // Offset codes of eight bits are signed codes with the top bit turned over.
+            packed.iter_mut().for_each(|code| *code ^= 0x80);
+        }
+        let scales: Vec<f32> = grids.iter().map(|grid| grid.scale * factor).collect();
+        Ok(Self::from_stored(Stored {
+            shape: shape.to_vec(),
+            scheme: *scheme,
+            layout,
+            row_bytes,
+            groups: cols.div_ceil(scheme.granularity.span(cols)),
+            column_groups: None,
+            store: Store::new(IntRows {
+                codes: packed.into(),
+                scales: Scales::new(&scales, scheme.scales),
+                zeros: (!scheme.is_symmetric()).then(|| grids.iter().map(|grid| grid.zero as i8).collect()),
+            }),
+        }))
+    }
+
     fn of_job<S: StoredScale>(
         job: &Job<'_>,
         values: Values<'_>,
@@ -310,7 +367,7 @@ impl IntRows {
 }
 
 /// bitsandbytes multiplies by what it takes for a row's maximum: its scales are positive.
-fn fit_for(layout: IntLayout, fit: &Fit) -> Fit {
+pub(crate) fn fit_for(layout: IntLayout, fit: &Fit) -> Fit {
     match (layout, fit) {
         (IntLayout::BitsAndBytes, Fit::Search(search)) => {
             let mut search = *search;

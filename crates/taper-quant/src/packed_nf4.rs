@@ -108,6 +108,43 @@ impl PackedNf4 {
         }))
     }
 
+    /// A weight of codes that were chosen elsewhere: one byte per code, row-major, with the scales of its blocks.
+    ///
+    /// # Errors
+    /// Slices that do not fit together.
+    pub fn from_codes(
+        codes: &[u8],
+        absmax: Absmax,
+        shape: &[usize],
+        scheme: Nf4Scheme,
+        decoded: ValueType,
+    ) -> Result<Self> {
+        let elements = checked_elements(shape).unwrap_or(usize::MAX);
+        for (what, found, expected) in [
+            ("codes", codes.len(), elements),
+            ("absmax", absmax.len(), elements.div_ceil(scheme.block.get())),
+        ] {
+            if found != expected {
+                return Err(Error::Length { what, found, expected });
+            }
+        }
+        if elements == 0 {
+            return Err(Error::Empty { shape: shape.to_vec() });
+        }
+        let (pairs, last) = codes.as_chunks::<2>();
+        let mut packed: Vec<u8> = pairs.iter().map(|[first, second]| first << 4 | second & 15).collect();
+        packed.extend(last.iter().map(|first| first << 4 | nf4::ZERO_CODE));
+        let codes = packed.into();
+        Ok(Self::from_stored(Stored {
+            shape: shape.to_vec(),
+            scheme,
+            decoded,
+            table: nf4::TABLE,
+            nested_block: nested_block(&absmax),
+            store: Store::new(Nf4Rows { codes, absmax: Arc::new(absmax) }),
+        }))
+    }
+
     pub(crate) fn from_stored(stored: Stored) -> Self {
         Self(Arc::new(stored), Arithmetic::default(), ActivationScale::default())
     }

@@ -17,7 +17,7 @@ pub use super::nested::{NESTED_BLOCK, Nested, dynamic_map};
 use super::blocks;
 use crate::{
     Error, Result,
-    fit::{Fit, Levels},
+    fit::{Fit, Levels, Sample, search},
     kernel::encode::Encoders,
     values::Values,
 };
@@ -236,6 +236,26 @@ pub(crate) fn check_fit(fit: &Fit) -> Result<()> {
             expected: "choose absmax (as bitsandbytes does) or search".into(),
         }),
     }
+}
+
+/// The scale of one block; 0 where all values are.
+pub(crate) fn fit_sample(sample: Sample<'_>, fit: &Fit) -> f32 {
+    let (low, high) = sample.extremes();
+    let peak = high.max(-low);
+    match fit {
+        Fit::Search(search) if peak > 0.0 => {
+            search::unit_scale(sample, peak, Quantiles, search.steps).unwrap_or(peak)
+        }
+        _ => peak,
+    }
+}
+
+/// The code of a value under a scale other than 0.
+#[inline]
+pub(crate) fn nearest_scaled(x: f32, scale: f32) -> u8 {
+    let inverse = 1.0 / scale;
+    // bitsandbytes multiplies by the reciprocal.
+    if inverse.is_finite() { nearest(x * inverse) } else { nearest(x / scale) }
 }
 
 /// Decodes the elements from `start` on into `out`.

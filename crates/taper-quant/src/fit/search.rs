@@ -144,7 +144,7 @@ impl Search {
     fn asymmetric(&self, sample: Sample<'_>, low: f32, high: f32, scheme: &Scheme) -> Option<Grid> {
         let (steps, range) = (scheme.bits.steps() as f32, high - low);
         let mut hunt = Hunt::new(sample, range, scheme.scales, window_from(0.0, steps));
-        let axis = Axis::new(steps - 0.7, steps * clipping(sample, range, steps) + 0.7, self.steps);
+        let axis = Axis::new(steps - 0.7, steps * clipping(sample, high.max(-low), steps) + 0.7, self.steps);
         let mean = mean(sample);
         for k in axis.points() {
             let inv = k / range;

@@ -240,7 +240,7 @@ impl RoundNearest {
     }
 
     /// Where the weight goes: the words asked for, or else Taper's own.
-    fn layout(&self, name: &str, shape: &[usize], scheme: &Scheme) -> IntLayout {
+    pub(crate) fn layout(&self, name: &str, shape: &[usize], scheme: &Scheme) -> IntLayout {
         let wanted = match self.file {
             FileFormat::CompressedTensors => IntLayout::PackQuantized,
             FileFormat::IntQuantized => IntLayout::IntQuantized,
@@ -257,7 +257,7 @@ impl<'de> Deserialize<'de> for RoundNearest {
 }
 
 /// Why a weight of this encoding and shape stays, where it does.
-fn stays(encoding: &taper_core::Encoding, shape: &[usize]) -> Option<String> {
+pub(super) fn stays(encoding: &taper_core::Encoding, shape: &[usize]) -> Option<String> {
     if !encoding.is_dense() {
         Some(format!("is encoded already, as {encoding}"))
     } else if value_type(&encoding.format).is_none() {
@@ -272,7 +272,7 @@ fn stays(encoding: &taper_core::Encoding, shape: &[usize]) -> Option<String> {
 }
 
 /// Core's own word for values that are not finite, which names the weight.
-fn named(weight: &str, error: crate::Error) -> taper_core::Error {
+pub(super) fn named(weight: &str, error: crate::Error) -> taper_core::Error {
     match error {
         crate::Error::NotFinite { count, first } => {
             taper_core::Error::NotFinite { weight: weight.to_owned(), count, first }
@@ -281,7 +281,7 @@ fn named(weight: &str, error: crate::Error) -> taper_core::Error {
     }
 }
 
-fn value_type(format: &str) -> Option<ValueType> {
+pub(super) fn value_type(format: &str) -> Option<ValueType> {
     match format {
         "f32" => Some(ValueType::F32),
         "f16" => Some(ValueType::F16),

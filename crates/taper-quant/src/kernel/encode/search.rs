@@ -156,7 +156,8 @@ fn asymmetric<L: Lanes, const WEIGHTED: bool>(
     let (range, middle) = (high - low, (low + high) / L::splat(2.0));
     let mut hunt =
         Hunt::<L, _, WEIGHTED>::new(job.values, weights, stored, range, window_from(L::splat(0.0), steps));
-    let growth = growth::<L, WEIGHTED>(job, weights, range, count);
+    let peak = high.most(L::splat(0.0) - low);
+    let growth = growth::<L, WEIGHTED>(job, weights, peak, count);
     let axis = Axis::new(count - 0.7, steps * growth + L::splat(0.7), job.steps);
     let mean = mean::<L, WEIGHTED>(job, weights);
     let mut k = axis.from;

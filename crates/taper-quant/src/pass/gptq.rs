@@ -1,0 +1,309 @@
+//! Rounding with feedback, calibrated: GPTQ (Frantar et al., 2022), with a Gram matrix that is trusted only as far as the
+//! data supports it.
+//!
+//! ```text
+//! Gram in two halves ─▶ order ─▶ factor, shrunk by cross-validation ─▶ columns settled in turn, grids fitted on the way
+//! ```
+//!
+//! Plain GPTQ believes every correlation that calibration shows. With few tokens per input much of that is chance, and the
+//! result is worse on other text than on the text of the calibration, at times worse than rounding. Here the
+//! correlations are shrunk as far as one half of the tokens contradicts the other ([`Shrinkage::CrossValidated`]).
+//!
+//! A weight whose inputs calibration did not see is left, and the report says so; nothing becomes round-to-nearest.
+//!
+//! Neighbours: [`crate::settle`] is the mathematics, [`RoundNearest`] has the options of numbers and files.
+
+use serde::Serialize;
+use serde_json::Value;
+use taper_core::{
+    Context, Gram, InputStats, Needs, Outline, Result, Rewrite, SharedWeight, Stage, WeightPass,
+    linalg::{Damped, Factor, Shrinkage},
+    weight::to_f32_vec,
+};
+
+use super::{
+    gptq_settings::GptqSettings,
+    round_nearest::{Number, RoundNearest, named, stays, value_type},
+};
+use crate::{
+    Error,
+    code::{
+        nearest::{IntCodes, Nf4Codes},
+        nf4::{Absmax, BlockScales, Nested, Nf4Scheme},
+    },
+    codec::bitsandbytes_nf4::ValueType,
+    layout::IntLayout,
+    packed_int::{PackedInt, columns, fit_for},
+    packed_nf4::PackedNf4,
+    scheme::{Granularity, Scheme},
+    settle::{Order, Plan, Settling},
+};
+
+/// Rounds with feedback to the numbers of a [`RoundNearest`].
+///
+/// ```
+/// # use taper_quant::pass::{Gptq, RoundNearest};
+/// # use taper_quant::settle::Order;
+/// let pass = Gptq::new(RoundNearest::int4(128)?).in_order(Order::Columns);
+/// assert_eq!(pass.to_string(), "gptq int4 g128");
+/// # Ok::<(), taper_quant::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(into = "GptqSettings")]
+pub struct Gptq {
+    numbers: RoundNearest,
+    order: Order,
+    shrinkage: Shrinkage,
+}
+
+/// A weight that was rounded with feedback.
+#[derive(Debug, Clone)]
+pub struct Fed<W> {
+    /// The weight.
+    pub weight: W,
+    /// What it took to factor the Gram matrix.
+    pub damped: Damped,
+    /// The squared error of the output per token, as the shrunk Gram matrix sees it.
+    pub loss: f64,
+}
+
+impl Gptq {
+    /// The recipe's word for it.
+    pub const KEY: &'static str = "gptq";
+
+    /// These numbers and files; group-aware order, cross-validated shrinkage.
+    #[must_use]
+    pub fn new(numbers: RoundNearest) -> Self {
+        Self { numbers, order: Order::default(), shrinkage: Shrinkage::default() }
+    }
+
+    /// With columns settled in this order.
+    #[must_use]
+    pub fn in_order(mut self, order: Order) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// With correlations shrunk this far.
+    #[must_use]
+    pub fn shrunk(mut self, shrinkage: Shrinkage) -> Self {
+        self.shrinkage = shrinkage;
+        self
+    }
+
+    /// The numbers and files.
+    #[must_use]
+    pub fn numbers(&self) -> &RoundNearest {
+        &self.numbers
+    }
+
+    /// The order of columns.
+    #[must_use]
+    pub fn order(&self) -> Order {
+        self.order
+    }
+
+    /// How far correlations are shrunk.
+    #[must_use]
+    pub fn shrinkage(&self) -> Shrinkage {
+        self.shrinkage
+    }
+
+    /// Checks that the options go together; every rewrite does so first.
+    ///
+    /// # Errors
+    /// Everything that [`RoundNearest::check`] refuses, and a weighting: the Gram matrix is one.
+    pub fn check(&self) -> crate::Result<()> {
+        self.numbers.check()?;
+        let conflict = |option, conflict: &str, expected: &str| {
+            Err(Error::Conflict { option, conflict: conflict.into(), expected: expected.into() })
+        };
+        if self.numbers.weighting() != super::Weighting::Equal {
+            return conflict("weighting", "is what the Gram matrix decides here", "remove it");
+        }
+        match self.shrinkage {
+            Shrinkage::Fixed(alpha) if !(0.0..=1.0).contains(&alpha) => {
+                conflict("shrinkage", "is not between 0 and 1", "choose a share, such as 0.1")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Integers of a weight `[rows, d]`, stored as `layout`.
+    ///
+    /// # Errors
+    /// A scale that cannot be stored, slices that do not fit together, a Gram matrix that is not finite.
+    pub fn ints(
+        &self,
+        values: &[f32],
+        shape: &[usize],
+        gram: &Gram,
+        scheme: &Scheme,
+        layout: IntLayout,
+    ) -> crate::Result<Fed<PackedInt>> {
+        let codes = IntCodes::new(*scheme, fit_for(layout, &self.numbers.fit()));
+        let work = Work::new(self, values, shape, gram, scheme.granularity.span(columns(shape)))?;
+        let settling = work.settling(&codes);
+        let whole = scheme.granularity == Granularity::Tensor;
+        let overflow = |(row, scale)| Error::ScaleOverflow { row, scale, scales: scheme.scales };
+        let fixed = match work.adaptive {
+            true => None,
+            false => Some(settling.fit_beforehand(values, whole).map_err(overflow)?),
+        };
+        let settled = Settling { fixed: fixed.as_deref(), ..settling }.run(values).map_err(overflow)?;
+        let grids = if whole { &settled.grids[..1] } else { &settled.grids };
+        let weight = PackedInt::from_codes(&settled.codes, grids, shape, scheme, layout)?;
+        Ok(Fed { weight, damped: work.factor.damped, loss: settled.loss })
+    }
+
+    /// NF4 of a weight `[rows, d]`; `decoded` as in [`PackedNf4::encode`].
+    ///
+    /// # Errors
+    /// As for [`Gptq::ints`], and rows that are not whole blocks.
+    pub fn nf4(
+        &self,
+        values: &[f32],
+        shape: &[usize],
+        gram: &Gram,
+        scheme: Nf4Scheme,
+        decoded: ValueType,
+    ) -> crate::Result<Fed<PackedNf4>> {
+        let block = scheme.block.get();
+        if !columns(shape).is_multiple_of(block) {
+            return Err(Error::Conflict {
+                option: "block",
+                conflict: format!("{block} does not divide the {} columns", columns(shape)),
+                expected: "choose blocks that do: feedback runs along rows, blocks must not cross them"
+                    .into(),
+            });
+        }
+        let codes = Nf4Codes::new(scheme, self.numbers.fit())?;
+        let work = Work::new(self, values, shape, gram, block)?;
+        let settling = work.settling(&codes);
+        let overflow = |(row, scale)| Error::ScaleOverflow { row, scale, scales: crate::ScaleType::F32 };
+        // Doubly quantized scales are known only together, so they are fitted before.
+        let double = scheme.scales == BlockScales::Double;
+        let (fixed, nested) = if double || !work.adaptive {
+            let scales = settling.fit_beforehand(values, false).map_err(overflow)?;
+            let nested = double.then(|| Nested::encode(&scales));
+            let stored = match &nested {
+                Some(nested) => (0..scales.len()).map(|i| nested.get(i)).collect(),
+                None => scales,
+            };
+            (Some(stored), nested)
+        } else {
+            (None, None)
+        };
+        let settled = Settling { fixed: fixed.as_deref(), ..settling }.run(values).map_err(overflow)?;
+        let absmax = nested.map_or(Absmax::Plain(settled.grids), Absmax::Nested);
+        let weight = PackedNf4::from_codes(&settled.codes, absmax, shape, scheme, decoded)?;
+        Ok(Fed { weight, damped: work.factor.damped, loss: settled.loss })
+    }
+}
+
+/// What every format needs: the order, the factor and the dead columns.
+struct Work {
+    plan: Plan,
+    factor: Factor,
+    dead: Vec<bool>,
+    adaptive: bool,
+}
+
+impl Work {
+    fn new(pass: &Gptq, values: &[f32], shape: &[usize], gram: &Gram, span: usize) -> crate::Result<Self> {
+        let d = columns(shape);
+        for (what, found, expected) in
+            [("gram", gram.inputs(), d), ("values", values.len(), shape.iter().product())]
+        {
+            if found != expected {
+                return Err(Error::Length { what, found, expected });
+            }
+        }
+        crate::Values::F32(values).check_finite()?;
+        let loudness: Vec<f32> = (0..d).map(|i| gram.get(i, i) as f32).collect();
+        let plan = Plan::new(&loudness, span, pass.order);
+        let factor = Factor::new(gram, &plan.order, pass.shrinkage).ok_or_else(|| Error::Conflict {
+            option: "gram",
+            conflict: "holds numbers that are not finite, or none that are positive".into(),
+            expected: "calibrate again; no shrinkage can make up for that".into(),
+        })?;
+        let dead = loudness.iter().map(|&x| x <= 0.0).collect();
+        let adaptive = plan.is_adaptive();
+        Ok(Self { plan, factor, dead, adaptive })
+    }
+
+    fn settling<'a, C: crate::code::nearest::NearestCode>(&'a self, codes: &'a C) -> Settling<'a, C> {
+        Settling { codes, plan: &self.plan, factor: &self.factor.ldl, fixed: None, dead: &self.dead }
+    }
+}
+
+impl WeightPass for Gptq {
+    fn name(&self) -> &str {
+        Self::KEY
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Encode
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Gram
+    }
+
+    fn settings(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn rewrite(&self, name: &str, weight: &SharedWeight, context: &Context<'_>) -> Result<Rewrite> {
+        self.check()?;
+        let (encoding, shape) = (weight.encoding(), weight.shape());
+        if let Some(why) = stays(&encoding, shape) {
+            return Ok(Rewrite::left(why));
+        }
+        let gram = match seen(context.stats(name), columns(shape)) {
+            Ok(gram) => gram,
+            Err(why) => return Ok(Rewrite::left(why)),
+        };
+        let values = to_f32_vec(weight.as_ref())?;
+        Ok(match self.numbers.number() {
+            Number::Int(scheme) => {
+                let layout = self.numbers.layout(name, shape, &scheme);
+                let fed = self.ints(&values, shape, gram, &scheme, layout);
+                Rewrite::done(fed.map_err(|e| named(name, e))?.weight)
+            }
+            Number::Nf4(scheme) => {
+                let decoded = value_type(&encoding.format).unwrap_or_default();
+                let fed = self.nf4(&values, shape, gram, scheme, decoded);
+                Rewrite::done(fed.map_err(|e| named(name, e))?.weight)
+            }
+        })
+    }
+
+    fn outline(&self, name: &str, before: &Outline) -> Option<Outline> {
+        self.numbers.outline(name, before)
+    }
+}
+
+/// The Gram matrix of a layer, or why there is none.
+fn seen(stats: Option<&InputStats>, columns: usize) -> std::result::Result<&Gram, String> {
+    let Some(stats) = stats else {
+        return Err("calibration saw no input of it".into());
+    };
+    match &stats.gram {
+        None => Err("calibration kept no gram matrix of its inputs".into()),
+        Some(gram) if gram.inputs() != columns => Err(format!(
+            "has {columns} columns, and calibration saw {} inputs: a convolution, whose columns are several per input",
+            gram.inputs()
+        )),
+        Some(gram) => Ok(gram),
+    }
+}
+
+impl std::fmt::Display for Gptq {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.numbers.number() {
+            Number::Int(scheme) => write!(f, "gptq {scheme}"),
+            Number::Nf4(scheme) => write!(f, "gptq {scheme}"),
+        }
+    }
+}

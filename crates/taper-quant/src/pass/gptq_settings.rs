@@ -1,0 +1,130 @@
+//! How recipes spell [`Gptq`]: the keys of `round-nearest` but `weighting`, and two of its own.
+//!
+//! ```toml
+//! name = "gptq"
+//! bits = 3
+//! group = 128
+//! order = "groups"              # or "natural", "columns"
+//! shrinkage = "cross-validated" # or a share from 0 to 1
+//! ```
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde_json::{Map, Value};
+use taper_core::linalg::Shrinkage;
+
+use super::{Gptq, RoundNearest, RoundNearestSettings};
+use crate::settle::Order;
+
+/// The options of [`Gptq`] as a recipe has them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GptqSettings {
+    /// Numbers, fit and file.
+    pub numbers: RoundNearestSettings,
+    /// The order in which columns are settled.
+    pub order: Order,
+    /// How far correlations are shrunk.
+    pub shrinkage: Shrinkage,
+}
+
+/// The word for [`Shrinkage::CrossValidated`].
+const CROSS_VALIDATED: &str = "cross-validated";
+
+impl Serialize for GptqSettings {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let numbers = serde_json::to_value(self.numbers).map_err(serde::ser::Error::custom)?;
+        let mut map = match numbers {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        };
+        map.remove("weighting");
+        let order = serde_json::to_value(self.order).map_err(serde::ser::Error::custom)?;
+        map.insert("order".into(), order);
+        let shrinkage = match self.shrinkage {
+            Shrinkage::CrossValidated => CROSS_VALIDATED.into(),
+            Shrinkage::Fixed(alpha) => alpha.into(),
+        };
+        map.insert("shrinkage".into(), shrinkage);
+        map.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for GptqSettings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut map = Map::deserialize(deserializer)?;
+        let order = match map.remove("order") {
+            None => Order::default(),
+            Some(order) => Order::deserialize(order).map_err(D::Error::custom)?,
+        };
+        let shrinkage = match map.remove("shrinkage") {
+            None => Shrinkage::default(),
+            Some(Value::String(word)) if word == CROSS_VALIDATED => Shrinkage::CrossValidated,
+            Some(Value::Number(alpha)) => Shrinkage::Fixed(alpha.as_f64().unwrap_or(f64::NAN)),
+            Some(other) => {
+                let message =
+                    format!("`shrinkage` is {other}; expected \"{CROSS_VALIDATED}\" or a share from 0 to 1");
+                return Err(D::Error::custom(message));
+            }
+        };
+        let numbers = RoundNearestSettings::deserialize(Value::Object(map)).map_err(D::Error::custom)?;
+        Ok(Self { numbers, order, shrinkage })
+    }
+}
+
+impl TryFrom<GptqSettings> for Gptq {
+    type Error = crate::Error;
+
+    fn try_from(settings: GptqSettings) -> crate::Result<Self> {
+        let numbers = RoundNearest::try_from(settings.numbers)?;
+        let pass = Self::new(numbers).in_order(settings.order).shrunk(settings.shrinkage);
+        pass.check()?;
+        Ok(pass)
+    }
+}
+
+impl From<Gptq> for GptqSettings {
+    fn from(pass: Gptq) -> Self {
+        Self { numbers: (*pass.numbers()).into(), order: pass.order(), shrinkage: pass.shrinkage() }
+    }
+}
+
+impl<'de> Deserialize<'de> for Gptq {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        GptqSettings::deserialize(deserializer)?.try_into().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(value: Value) -> Result<Gptq, String> {
+        serde_json::from_value(value).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn settings_and_passes_convert_both_ways() {
+        for value in [
+            json!({}),
+            json!({ "bits": 3, "symmetry": "asymmetric", "order": "columns", "shrinkage": 0.25 }),
+            json!({ "format": "nf4", "block": 32, "order": "natural" }),
+        ] {
+            let pass = parse(value.clone()).unwrap();
+            assert_eq!(pass, parse(serde_json::to_value(pass).unwrap()).unwrap(), "{value}");
+        }
+    }
+
+    #[test]
+    fn wrong_settings_say_what_would_be_right() {
+        for (value, expected) in [
+            (json!({ "shrinkage": 1.5 }), "a share"),
+            (json!({ "shrinkage": "much" }), "cross-validated"),
+            (json!({ "order": "random" }), "unknown variant"),
+            (json!({ "weighting": "input-norms" }), "Gram matrix"),
+            (json!({ "gruop": 32 }), "unknown field `gruop`"),
+        ] {
+            let message = parse(value.clone()).unwrap_err();
+            assert!(message.contains(expected), "{value}: {message}");
+        }
+    }
+}
