@@ -8,7 +8,7 @@
 use candle_core::{Device, Tensor};
 use taper_core::{
     Result, WeightBuilder,
-    nn::{Linear, RmsNorm, linear_b, rms_norm},
+    nn::{Linear, RmsNorm, linear_b, rms_norm, tracked},
 };
 
 use super::{
@@ -170,7 +170,10 @@ impl Mlp {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = self.activation.forward(&self.gate.forward(x)?)?;
-        self.down.forward(&(gate * self.up.forward(x)?)?)
+        let (gate, up) = (self.gate.forward(x)?, self.up.forward(x)?);
+        if self.activation == Activation::Silu && tracked::serves(&gate) && tracked::serves(&up) {
+            return self.down.forward(&tracked::silu_gate(&gate, &up)?);
+        }
+        self.down.forward(&(self.activation.forward(&gate)? * up)?)
     }
 }
