@@ -11,7 +11,7 @@
 //! candle's fused softmax ends gradients without a word, so it is used only where none is tracked.
 
 use candle_core::{D, DType, Tensor};
-use taper_core::Result;
+use taper_core::{Result, nn::tracked};
 
 use crate::kernel::{
     self,
@@ -61,11 +61,7 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) 
     let r = heads / groups;
     let q = (q * (d as f64).powf(-0.5))?.reshape((batch, groups, r * s, d))?;
     let scores = q.matmul(&k.t()?)?.to_dtype(DType::F32)?.reshape((batch, groups, r, s, t))?;
-    let scores = match mask {
-        Some(mask) => scores.broadcast_add(mask)?,
-        None => scores,
-    };
-    let weights = softmax(&scores)?.to_dtype(v.dtype())?.reshape((batch, groups, r * s, t))?;
+    let weights = softmax(&scores, mask)?.to_dtype(v.dtype())?.reshape((batch, groups, r * s, t))?;
     Ok(weights.matmul(v)?.reshape((batch, heads, s, d))?)
 }
 
@@ -81,11 +77,20 @@ pub(crate) fn join_heads(x: &Tensor) -> Result<Tensor> {
     Ok(x.transpose(1, 2)?.reshape((batch, s, heads * d))?)
 }
 
-fn softmax(scores: &Tensor) -> Result<Tensor> {
+/// softmax(scores + mask); the fused form is for masks that every batch and head shares.
+fn softmax(scores: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    let shared = mask.is_none_or(|mask| mask.rank() == 2);
+    if scores.track_op() && shared && tracked::serves(scores) {
+        return Ok(tracked::softmax(scores, mask)?);
+    }
+    let scores = match mask {
+        Some(mask) => scores.broadcast_add(mask)?,
+        None => scores.clone(),
+    };
     Ok(if scores.track_op() {
-        candle_nn::ops::softmax(scores, D::Minus1)?
+        candle_nn::ops::softmax(&scores, D::Minus1)?
     } else {
-        candle_nn::ops::softmax_last_dim(scores)?
+        candle_nn::ops::softmax_last_dim(&scores)?
     })
 }
 

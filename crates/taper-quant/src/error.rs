@@ -78,6 +78,26 @@ pub enum Error {
         expected: usize,
     },
 
+    /// A matrix that the loss does not depend on, as far as gradients tell.
+    #[error(
+        "no gradient reached `{weight}`; its block must use differentiable operations, and read the weight as a matrix"
+    )]
+    NoGradient {
+        /// The weight.
+        weight: String,
+    },
+
+    /// A gradient with NaN or infinite values.
+    #[error(
+        "the gradient of `{weight}` is not finite at step {step}; look for extreme values in the calibration text or the weights"
+    )]
+    GradientNotFinite {
+        /// The weight.
+        weight: String,
+        /// The step, counted from 0.
+        step: usize,
+    },
+
     /// Importance weights that are no weights.
     #[error("importance {value} of column {column}; importances are finite and not negative")]
     Importance {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | quantize a checkpoint | [`RoundNearest`] in a `taper_core::Pipeline` |
 //! | open or save quantized checkpoints | [`codecs`] with `Checkpoint::open_with` |
+//! | learn rounding on calibration text | [`Tuned`] |
 //! | quantize with calibration | [`Gptq`] |
 //! | quantize one weight | [`PackedInt::encode`], [`PackedNf4::encode`], from halves [`PackedInt::encode_values`] |
 //! | quantize slices of my own tensor type | [`mod@slice`] |
@@ -28,6 +29,7 @@ pub mod error;
 pub mod fit;
 pub mod kernel;
 pub mod layout;
+pub mod learn;
 pub mod pack;
 pub mod packed_int;
 pub mod packed_nf4;
@@ -46,7 +48,7 @@ pub use kernel::{ActivationScale, Arithmetic};
 pub use layout::IntLayout;
 pub use packed_int::PackedInt;
 pub use packed_nf4::PackedNf4;
-pub use pass::{FileFormat, Gptq, Number, RoundNearest, RoundNearestSettings, Weighting};
+pub use pass::{FileFormat, Gptq, Number, RoundNearest, RoundNearestSettings, Schedule, Tuned, Weighting};
 pub use scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry};
 pub use values::Values;
 

@@ -9,6 +9,7 @@ mod conv;
 mod embedding;
 mod linear;
 mod norm;
+pub mod tracked;
 
 pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_no_bias};
 pub use embedding::{Embedding, embedding};

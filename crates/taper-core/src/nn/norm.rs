@@ -41,6 +41,9 @@ impl RmsNorm {
                 None => Ok(candle_nn::ops::rms_norm(x, &self.weight, eps)?),
             };
         }
+        if super::tracked::serves(x) && super::tracked::serves(&self.weight) {
+            return Ok(super::tracked::rms_norm(x, &self.weight, self.eps as f32)?);
+        }
         let wide = widened(x)?;
         let mean = wide.sqr()?.mean_keepdim(D::Minus1)?;
         let y = wide.broadcast_div(&(mean + self.eps)?.sqrt()?)?;

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use std::sync::OnceLock;
 use taper_core::{
     Error, Result, WeightBuilder,
-    nn::{Linear, RmsNorm, linear_b, rms_norm},
+    nn::{Linear, RmsNorm, linear_b, rms_norm, tracked},
 };
 
 use super::{
@@ -205,7 +205,11 @@ impl Mlp {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gated = self.activation.gate(&self.gate.forward(x)?, &self.up.forward(x)?)?;
-        self.down.forward(&gated)
+        let (gate, up) = (self.gate.forward(x)?, self.up.forward(x)?);
+        let learns = gate.track_op() || up.track_op();
+        if learns && self.activation == Activation::Silu && tracked::serves(&gate) && tracked::serves(&up) {
+            return self.down.forward(&tracked::silu_gate(&gate, &up)?);
+        }
+        self.down.forward(&self.activation.gate(&gate, &up)?)
     }
 }

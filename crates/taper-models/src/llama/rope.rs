@@ -14,7 +14,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use std::f64::consts::TAU;
-use taper_core::Result;
+use taper_core::{Result, nn::tracked};
 
 use crate::{
     config::{Keys, bad},
@@ -173,7 +173,9 @@ impl Rotation {
     /// Turns `x` `[batch, heads, positions, head_dim]`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         // candle's fused rotation ends gradients without a word.
-        Ok(if x.track_op() {
+        Ok(if x.track_op() && tracked::serves(x) && tracked::serves(&self.cos) {
+            tracked::rotate(x, &self.cos, &self.sin)?
+        } else if x.track_op() {
             candle_nn::rotary_emb::rope_slow(x, &self.cos, &self.sin)?
         } else {
             candle_nn::rotary_emb::rope(x, &self.cos, &self.sin)?
