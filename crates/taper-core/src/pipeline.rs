@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::{collections::BTreeSet, fmt, path::Path, sync::Arc, time::Instant};
 
 use crate::{
-    Checkpoint, Error, Needs, Outcome, Pass, Progress, Report, Result, Select, Silent, Stats,
+    Checkpoint, Coordinates, Error, Needs, Outcome, Pass, Progress, Report, Result, Select, Silent, Stats,
     report::{PassReport, Totals},
     store::{DEFAULT_SHARD_BYTES, output::Resume},
     verify,
@@ -167,7 +167,24 @@ impl Pipeline {
                 return Err(Error::NeedsStats { pass: pass.name().to_owned(), needs: pass.needs() });
             }
         }
+        self.check_coordinates()?;
         Ok(())
+    }
+
+    /// Statistics are of the coordinates in which they were gathered.
+    fn check_coordinates(&self) -> Result<()> {
+        let changer = self.passes.iter().position(|p| p.coordinates() == Coordinates::Changed);
+        let Some((changer, rest)) = changer.map(|at| (&self.passes[at], &self.passes[at + 1..])) else {
+            return Ok(());
+        };
+        match rest.iter().find(|p| p.needs() != Needs::Nothing) {
+            Some(late) => Err(Error::StaleStats {
+                changer: changer.name().to_owned(),
+                pass: late.name().to_owned(),
+                needs: late.needs(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Runs all passes in memory.

@@ -3,7 +3,10 @@
 //! Told by `model_type`, else by `architectures`, else (for networks without a stock config) by `model`.
 
 use serde_json::{Map, Value};
-use taper_core::{Architecture, Checkpoint, Coupling, Couplings, Result, WeightBuilder, coupling::Stack};
+use taper_core::{
+    Architecture, Checkpoint, Coupling, Couplings, Result, WeightBuilder,
+    coupling::{Rotation, Scaling, Stack},
+};
 
 use crate::{
     Error,
@@ -162,6 +165,22 @@ impl Couplings for Families {
             Family::Llama => LlamaCouplings.stack(checkpoint),
             Family::Bert => BertCouplings.stack(checkpoint),
             Family::DsCnn => DsCnnCouplings.stack(checkpoint),
+        }
+    }
+
+    fn scalings(&self, checkpoint: &Checkpoint) -> Result<Vec<Scaling>> {
+        match Family::of(checkpoint)? {
+            Family::Llama => LlamaCouplings.scalings(checkpoint),
+            Family::Bert => BertCouplings.scalings(checkpoint),
+            Family::DsCnn => DsCnnCouplings.scalings(checkpoint),
+        }
+    }
+
+    fn rotations(&self, checkpoint: &Checkpoint) -> Result<Vec<Rotation>> {
+        match Family::of(checkpoint)? {
+            Family::Llama => LlamaCouplings.rotations(checkpoint),
+            Family::Bert => BertCouplings.rotations(checkpoint),
+            Family::DsCnn => DsCnnCouplings.rotations(checkpoint),
         }
     }
 }
