@@ -8,6 +8,7 @@
 //! | quantize slices of my own tensor type | [`mod@slice`] |
 //! | multiply by integer weights with eight-bit activations | [`PackedInt::with_arithmetic`] |
 //! | know or force the instructions that products use | [`kernel::isa`], [`kernel::force`] |
+//! | scale or turn a model before encoding it | [`Awq`], [`SmoothQuant`], [`Rotate`] |
 //! | choose how scales are found | [`Fit`]: absmax, minmax, or [`fit::Search`], the default |
 //!
 //! ```
@@ -23,6 +24,7 @@
 
 pub mod code;
 pub mod codec;
+pub mod equivalence;
 pub mod error;
 pub mod fit;
 pub mod kernel;
@@ -43,7 +45,10 @@ pub use kernel::Arithmetic;
 pub use layout::IntLayout;
 pub use packed_int::PackedInt;
 pub use packed_nf4::PackedNf4;
-pub use pass::{FileFormat, Number, RoundNearest, RoundNearestSettings, Weighting};
+pub use pass::{
+    Awq, AwqSettings, FileFormat, Number, Rotate, RotateSettings, RoundNearest, RoundNearestSettings,
+    SmoothQuant, SmoothQuantSettings, Weighting,
+};
 pub use scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry};
 
 #[cfg(doctest)]

@@ -1,9 +1,19 @@
-//! Passes that encode weights.
+//! Passes that encode weights, and passes that make weights easier to encode without changing the model.
 //!
-//! [`RoundNearest`] is the one that needs no data (and can use some); its recipe form is [`RoundNearestSettings`].
+//! [`RoundNearest`] is the one that needs no data (and can use some); its recipe form is [`RoundNearestSettings`]. [`Awq`],
+//! [`SmoothQuant`] and [`Rotate`] scale and turn along what architectures declare.
 
+pub mod awq;
+mod awq_clip;
+pub mod awq_settings;
+pub mod rotate;
 pub mod round_nearest;
 pub mod settings;
+pub mod smooth_quant;
 
+pub use awq::Awq;
+pub use awq_settings::{AwqSettings, Clip, Score};
+pub use rotate::{Rotate, RotateSettings, Spaces, TiedHead};
 pub use round_nearest::{FileFormat, Number, RoundNearest, Weighting};
 pub use settings::RoundNearestSettings;
+pub use smooth_quant::{SmoothQuant, SmoothQuantSettings};
