@@ -1,11 +1,14 @@
 //! From values to codes and back.
 //!
 //! One file per kind of code: [`int`] for integers of 2 to 8 bits, [`nf4`] for the sixteen quantiles of
-//! bitsandbytes, and [`nested`] for their scales as bytes.
+//! bitsandbytes, and [`nested`] for their scales as bytes. [`trellis`] is for codes that depend on their neighbours, and
+//! [`trellis_feedback`] for matrices of them.
 
 pub mod int;
 pub mod nested;
 pub mod nf4;
+pub mod trellis;
+pub mod trellis_feedback;
 
 use rayon::prelude::*;
 

@@ -5,6 +5,7 @@
 //! | quantize a checkpoint | [`RoundNearest`] in a `taper_core::Pipeline` |
 //! | open or save quantized checkpoints | [`codecs`] with `Checkpoint::open_with` |
 //! | quantize one weight | [`PackedInt::encode`], [`PackedNf4::encode`] |
+//! | store two bits a weight that work | [`Trellis`], [`PackedTrellis`] |
 //! | quantize slices of my own tensor type | [`mod@slice`] |
 //! | multiply by integer weights with eight-bit activations | [`PackedInt::with_arithmetic`] |
 //! | know or force the instructions that products use | [`kernel::isa`], [`kernel::force`] |
@@ -32,6 +33,7 @@ pub mod layout;
 pub mod pack;
 pub mod packed_int;
 pub mod packed_nf4;
+pub mod packed_trellis;
 pub mod pass;
 pub mod scales;
 pub mod scheme;
@@ -45,9 +47,10 @@ pub use kernel::Arithmetic;
 pub use layout::IntLayout;
 pub use packed_int::PackedInt;
 pub use packed_nf4::PackedNf4;
+pub use packed_trellis::PackedTrellis;
 pub use pass::{
     Awq, AwqSettings, FileFormat, Number, Rotate, RotateSettings, RoundNearest, RoundNearestSettings,
-    SmoothQuant, SmoothQuantSettings, Weighting,
+    SmoothQuant, SmoothQuantSettings, Trellis, Weighting,
 };
 pub use scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry};
 

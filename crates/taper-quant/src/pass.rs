@@ -10,6 +10,7 @@ pub mod rotate;
 pub mod round_nearest;
 pub mod settings;
 pub mod smooth_quant;
+pub mod trellis;
 
 pub use awq::Awq;
 pub use awq_settings::{AwqSettings, Clip, Score};
@@ -17,3 +18,4 @@ pub use rotate::{Rotate, RotateSettings, Spaces, TiedHead};
 pub use round_nearest::{FileFormat, Number, RoundNearest, Weighting};
 pub use settings::RoundNearestSettings;
 pub use smooth_quant::{SmoothQuant, SmoothQuantSettings};
+pub use trellis::Trellis;
