@@ -8,6 +8,8 @@
 //! compared with each other only.
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use std::borrow::Cow;
 use taper_core::{Error, InputStats, Result};
 
 /// G, or its diagonal, with a mean diagonal of 1.
@@ -21,8 +23,8 @@ pub enum Proxy {
 
 /// Σ x xᵀ as a full matrix, row-major; the one place that knows how statistics hold it.
 #[must_use]
-pub fn full_gram(stats: &InputStats) -> Option<Vec<f64>> {
-    stats.gram.clone()
+pub fn gram_of(stats: &InputStats) -> Option<Cow<'_, [f64]>> {
+    stats.gram.as_deref().map(Cow::Borrowed)
 }
 
 /// max |x_j| per input; the one place that knows how statistics hold it.
@@ -44,12 +46,17 @@ impl Proxy {
     pub fn gram(site: &str, stats: &InputStats) -> Result<Self> {
         let missing =
             || bad_stats(site, "it has no Gram matrix; calibrate with one, or score by input norms");
-        let (gram, order) = (full_gram(stats).ok_or_else(missing)?, stats.inputs());
+        let (gram, order) = (gram_of(stats).ok_or_else(missing)?, stats.inputs());
         let scale = scale(site, (0..order).map(|i| gram[i * order + i]))?;
-        if !gram.iter().all(|g| g.is_finite()) {
+        let mut values = vec![0f32; order * order];
+        let rows = values.par_chunks_mut(order.max(1)).zip(gram.par_chunks(order.max(1)));
+        let finite = rows.map(|(values, gram)| {
+            values.iter_mut().zip(gram).for_each(|(v, g)| *v = (g * scale) as f32);
+            values.iter().all(|v| v.is_finite())
+        });
+        if !finite.reduce(|| true, |a, b| a && b) {
             return Err(bad_stats(site, "its Gram matrix is not finite"));
         }
-        let values: Vec<f32> = gram.iter().map(|g| (g * scale) as f32).collect();
         Ok(Self::Gram(Tensor::from_vec(values, (order, order), &Device::Cpu)?))
     }
 
@@ -67,23 +74,30 @@ impl Proxy {
     /// # Errors
     /// Rows of another width.
     pub fn cost(&self, errors: Vec<f32>, inputs: usize) -> Result<f64> {
-        let dot =
-            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+        let rows = errors.len() / inputs.max(1);
+        Ok(self.costs(errors, inputs, rows)?.into_iter().sum())
+    }
+
+    /// tr(E G Eᵀ) of each run of `rows` error rows: one product for all, which reads G once.
+    ///
+    /// # Errors
+    /// Rows of another width.
+    pub fn costs(&self, errors: Vec<f32>, inputs: usize, rows: usize) -> Result<Vec<f64>> {
+        let run = (rows * inputs).max(1);
         match self {
-            Self::Diagonal(diagonal) => Ok(errors
-                .chunks_exact(inputs.max(1))
-                .map(|row| row.iter().zip(diagonal).map(|(e, g)| f64::from(e * e * g)).sum::<f64>())
-                .sum()),
+            Self::Diagonal(diagonal) => {
+                let cost =
+                    |row: &[f32]| row.iter().zip(diagonal).map(|(e, g)| f64::from(e * e * g)).sum::<f64>();
+                Ok(errors.par_chunks(run).map(|e| e.chunks_exact(inputs.max(1)).map(cost).sum()).collect())
+            }
             Self::Gram(gram) => {
-                let rows = errors.len() / inputs.max(1);
-                let e = Tensor::from_vec(errors, (rows, inputs), &Device::Cpu)?;
+                let shape = (errors.len() / inputs.max(1), inputs);
+                let e = Tensor::from_slice(&errors, shape, &Device::Cpu)?;
                 let weighted = e.matmul(gram)?.flatten_all()?.to_vec1::<f32>()?; // (rows, in)
-                let errors = e.flatten_all()?.to_vec1::<f32>()?;
-                Ok(errors
-                    .chunks(inputs.max(1))
-                    .zip(weighted.chunks(inputs.max(1)))
-                    .map(|(a, b)| dot(a, b))
-                    .sum())
+                let dot = |(a, b): (&[f32], &[f32])| {
+                    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
+                };
+                Ok(errors.par_chunks(run).zip(weighted.par_chunks(run)).map(dot).collect())
             }
         }
     }

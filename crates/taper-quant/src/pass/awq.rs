@@ -33,9 +33,12 @@ use crate::{
     },
 };
 
-/// Multiply-adds that one candidate may cost in tr(E G Eᵀ) per consumer: 128 rows of 4,096 inputs. The rows of a layer agree
-/// about the best scale, and the error of a sample falls with the square root of its size.
-const SAMPLE: usize = 1 << 31;
+/// Multiply-adds that one candidate may cost in tr(E G Eᵀ) per consumer: 64 rows of 4,096 inputs, all of 1,024 of 1,024. The
+/// rows of a layer agree about the best scale, and the error of a sample falls with the square root of its size.
+const SAMPLE: usize = 1 << 30;
+
+/// Error rows that are multiplied by the Gram matrix at a time: enough to be limited by arithmetic, not by reading it.
+const TOGETHER: usize = 2048;
 
 /// Rows that are looked at in any case.
 const LEAST_ROWS: usize = 64;
@@ -121,46 +124,58 @@ impl Awq {
         }
     }
 
-    /// The best scales of one coupling and what to clip afterwards; `None` where no scaling is best and nothing is clipped.
-    fn choose(
-        &self,
-        scaling: &Scaling,
-        checkpoint: &Checkpoint,
-        context: &Context<'_>,
-    ) -> Result<(Option<Vec<f64>>, Vec<(String, Fold)>)> {
+    /// The best scales of one coupling and what to clip afterwards.
+    fn choose(&self, scaling: &Scaling, checkpoint: &Checkpoint, context: &Context<'_>) -> Result<Choice> {
         check(scaling, checkpoint)?;
         let (site, stats) = statistics(scaling, context)?;
         let proxy = self.proxy(site, stats)?;
         let consumers = read_consumers(scaling, checkpoint, stats.inputs())?;
         let act = activity(scaling, site, stats)?;
         let weight = magnitudes(&consumers, scaling.channels, self.rounding.number());
-        let samples: Vec<Vec<f32>> = consumers.iter().map(|c| sample(&c.values, c.inputs)).collect();
-        let mut best = (f64::INFINITY, (0.0, 0.0), vec![1.0; scaling.channels]);
-        for point in self.exponents.grid(self.points.get()) {
-            let scales = scale::scales(&act, &weight, point);
-            let mut cost = 0.0;
-            for (consumer, rows) in consumers.iter().zip(&samples) {
-                let columns = consumer.columns(&scales);
-                cost += proxy.cost(errors(rows, &columns, &self.rounding)?, consumer.inputs)?;
-            }
-            if cost < best.0 {
-                best = (cost, point, scales);
-            }
+        let grid = self.exponents.grid(self.points.get());
+        let candidates: Vec<Vec<f64>> = grid.iter().map(|&at| scale::scales(&act, &weight, at)).collect();
+        let mut costs = vec![0.0; candidates.len()];
+        for consumer in &consumers {
+            let found = self.costs(consumer, &candidates, &proxy)?;
+            costs.iter_mut().zip(found).for_each(|(sum, cost)| *sum += cost);
         }
-        if !best.0.is_finite() {
-            return Err(bad_stats(site, "no candidate has a finite cost"));
-        }
-        let (_, point, scales) = best;
+        // Of equals the first, so no scaling where nothing is better.
+        let finite = costs.iter().enumerate().filter(|(_, cost)| cost.is_finite());
+        let best = finite.min_by(|a, b| a.1.total_cmp(b.1)).map(|(at, _)| at);
+        let best = best.ok_or_else(|| bad_stats(site, "no candidate has a finite cost"))?;
         let mut clips = Vec::new();
         if self.clip == Clip::Search {
             for consumer in &consumers {
-                let columns = consumer.columns(&scales);
+                let columns = consumer.columns(&candidates[best]);
                 let fold = awq_clip::limits(&consumer.values, &columns, &self.rounding, &proxy)?;
                 clips.push((consumer.carrier.weight.clone(), fold));
             }
         }
-        Ok(((point != (0.0, 0.0)).then_some(scales), clips))
+        Ok(Choice { scales: (best > 0).then(|| candidates[best].clone()), clips })
     }
+
+    /// The cost of every candidate at one consumer, a few candidates per product.
+    fn costs(&self, consumer: &Consumer<'_>, candidates: &[Vec<f64>], proxy: &Proxy) -> Result<Vec<f64>> {
+        let rows = sample(&consumer.values, consumer.inputs);
+        let height = rows.len() / consumer.inputs.max(1);
+        let mut costs = Vec::new();
+        for some in candidates.chunks((TOGETHER / height.max(1)).max(1)) {
+            let mut all = Vec::with_capacity(some.len() * rows.len());
+            for scales in some {
+                all.extend(errors(&rows, &consumer.columns(scales), &self.rounding)?);
+            }
+            costs.extend(proxy.costs(all, consumer.inputs, height)?);
+        }
+        Ok(costs)
+    }
+}
+
+/// What is best for one coupling.
+struct Choice {
+    /// The scales; `None` where none are best.
+    scales: Option<Vec<f64>>,
+    /// What to clip, by weight.
+    clips: Vec<(String, Fold)>,
 }
 
 /// One consumer's values.
@@ -382,12 +397,12 @@ impl Pass for Awq {
         let mut folds = Folds::new();
         let mut unscaled = Vec::new();
         for (done, scaling) in scalings.iter().enumerate() {
-            let (scales, clips) = self.choose(scaling, &checkpoint, context)?;
-            match scales {
+            let choice = self.choose(scaling, &checkpoint, context)?;
+            match choice.scales {
                 Some(scales) => fold_scales(scaling, &scales, &checkpoint, &mut folds)?,
                 None => unscaled.extend(scaling.consumers.iter().map(|c| (&c.weight, &scaling.name))),
             }
-            clips.into_iter().for_each(|(weight, fold)| folds.add(&weight, fold));
+            choice.clips.into_iter().for_each(|(weight, fold)| folds.add(&weight, fold));
             context.progress(&Event::Step {
                 what: "couplings scaled",
                 done: done + 1,

@@ -16,7 +16,7 @@ use taper_core::{
 
 use crate::{
     code::trellis::StateBits,
-    equivalence::{hadamard::named_seed, proxy::full_gram},
+    equivalence::{hadamard::named_seed, proxy::gram_of},
     packed_trellis::{PackedTrellis, TrellisScheme},
 };
 
@@ -150,7 +150,7 @@ impl WeightPass for Trellis {
             return Ok(Rewrite::left("has no elements"));
         }
         let gram = match self.feedback {
-            FeedbackFrom::Gram => context.stats(name).and_then(full_gram),
+            FeedbackFrom::Gram => context.stats(name).and_then(gram_of),
             FeedbackFrom::Nothing => None,
         };
         let values = to_f32_vec(weight.as_ref())?;
