@@ -21,7 +21,7 @@
 //! # Ok::<(), taper_quant::Error>(())
 //! ```
 //!
-//! Not here: calibrated methods that need second-order statistics, static quantization of activations, GPU kernels.
+//! Not here: static quantization of activations, GPU kernels.
 
 pub mod code;
 pub mod codec;

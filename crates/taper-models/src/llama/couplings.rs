@@ -1,5 +1,5 @@
 //! What may be cut from a Llama: feed-forward neurons, key-value groups with their queries, whole layers; and what may
-//! be scaled and turned ([`equivalence`]).
+//! be scaled and turned (`equivalence.rs`).
 //!
 //! See [`taper_core::coupling`] for the picture. A cut is only declared where a stock `config.json` can express it.
 

@@ -48,8 +48,8 @@ impl Feedback {
         if gram.len() != cols * cols {
             return Err(Error::Length { what: "gram", found: gram.len(), expected: cols * cols });
         }
-        if let Some(first) = gram.iter().position(|g| !g.is_finite()) {
-            return Err(Error::NotFinite { count: gram.iter().filter(|g| !g.is_finite()).count(), first });
+        if let Some(at) = gram.iter().position(|g| !g.is_finite()) {
+            return Err(Error::NotPositive { column: at % cols, pivot: gram[at], damping });
         }
         let diagonal = |i: usize| gram[i * cols + i];
         let mean = (0..cols).map(diagonal).sum::<f64>() / cols.max(1) as f64;

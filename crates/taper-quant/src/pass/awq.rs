@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The cost is read off the Gram matrix, so it does not grow with the tokens of calibration, and off a sample of the rows, so
-//! it does not grow with the outputs ([`SAMPLE`]). Q is whatever will encode the weights afterwards, given as a
-//! [`RoundNearest`]. The mathematics is in [`crate::equivalence`]; clipping is [`super::awq_clip`].
+//! it does not grow with the outputs (`SAMPLE`). Q is whatever will encode the weights afterwards, given as a
+//! [`RoundNearest`]. The mathematics is in [`crate::equivalence`]; clipping is `awq_clip.rs`.
 
 use rayon::prelude::*;
 use serde_json::Value;
