@@ -10,8 +10,8 @@ use taper::{
     codecs,
     prune::Bitmask,
     quant::{
-        Bits, Fit, Granularity, IntLayout, Nf4Scheme, PackedInt, PackedNf4, Scheme,
-        codec::bitsandbytes_nf4::ValueType,
+        Bits, Fit, Granularity, IntLayout, Nf4Scheme, PackedInt, PackedNf4, PackedTrellis, Scheme,
+        code::trellis::StateBits, codec::bitsandbytes_nf4::ValueType, packed_trellis::TrellisScheme,
     },
 };
 
@@ -52,6 +52,25 @@ pub fn nf4(shape: &[usize], scheme: Nf4Scheme) -> Parts {
     let values = values(shape.iter().product());
     let weight = PackedNf4::encode(&values, shape, scheme, &Fit::AbsMax, None, ValueType::BF16);
     weight.expect("finite values can be encoded").to_parts().expect("a packed weight has parts")
+}
+
+/// A valid weight of trellis codes, of a size and scheme that the input chooses.
+///
+/// # Errors
+/// Input that ends early.
+///
+/// # Panics
+/// Never: finite values can be encoded.
+pub fn trellis(input: &mut Unstructured<'_>) -> Result<Parts> {
+    let (rows, cols) = (input.int_in_range(1..=20)?, input.int_in_range(1..=40)?);
+    let scheme = TrellisScheme {
+        state: [StateBits::Eight, StateBits::Ten][input.int_in_range(0..=1)?],
+        bits: f64::from(input.int_in_range(4..=16u8)?) / 4.0,
+        block: 1 << input.int_in_range(0..=4)?,
+        ..TrellisScheme::default()
+    };
+    let weight = PackedTrellis::encode(&values(rows * cols), [rows, cols], &scheme, None, 1);
+    Ok(weight.expect("finite values can be encoded").to_parts().expect("a packed weight has parts"))
 }
 
 /// The parts of a sparse weight whose values have this type.

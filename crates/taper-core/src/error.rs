@@ -163,6 +163,19 @@ pub enum Error {
         needs: crate::Needs,
     },
 
+    /// A pass would use statistics of inputs that an earlier pass has scaled or turned.
+    #[error(
+        "pass `{pass}` needs {needs}, but `{changer}` before it changes the coordinates of inputs, so statistics from before are of something else; run up to `{changer}` first, calibrate its result, then run the rest"
+    )]
+    StaleStats {
+        /// The pass that changes coordinates.
+        changer: String,
+        /// The later pass.
+        pass: String,
+        /// What it needs.
+        needs: crate::Needs,
+    },
+
     /// A pass failed on a weight.
     #[error("pass `{pass}`, weight `{weight}`: {source}")]
     Pass {

@@ -65,6 +65,17 @@ impl fmt::Display for Needs {
     }
 }
 
+/// What a pass does to the coordinates in which layers see their inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Coordinates {
+    /// They stay: statistics gathered before the pass still say which input is which.
+    #[default]
+    Kept,
+    /// They are scaled or turned: statistics gathered before the pass are of something else afterwards.
+    Changed,
+}
+
 /// What became of one weight.
 #[derive(Debug, Clone)]
 pub enum Rewrite {
@@ -173,6 +184,12 @@ pub trait Pass: Send + Sync + fmt::Debug {
     /// Changes the checkpoint. Say with [`Context::left`] which selected weights stay, and why; weights that differ
     /// afterwards are reported as done.
     fn run(&self, checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint>;
+
+    /// What it does to the coordinates of inputs. After a pass that changes them, a pass that needs statistics is refused
+    /// unless they are gathered anew.
+    fn coordinates(&self) -> Coordinates {
+        Coordinates::Kept
+    }
 
     /// The pass as a change to single weights, where it is no more than that: the driver then traverses, streams and
     /// resumes it, and never calls `run`.
@@ -303,6 +320,11 @@ impl<'a> Context<'a> {
     /// Records that a weight was changed although its bytes happen to be the same, or was removed.
     pub fn done(&self, weight: &str) {
         self.record(weight, Outcome::Done);
+    }
+
+    /// Records that a weight is new. A pass that adds one without a word breaks a rule.
+    pub fn added(&self, weight: &str) {
+        self.record(weight, Outcome::Added);
     }
 
     fn record(&self, weight: &str, outcome: Outcome) {

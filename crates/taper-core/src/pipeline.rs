@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use std::{collections::BTreeSet, fmt, path::Path, sync::Arc, time::Instant};
 
 use crate::{
-    Calibration, Checkpoint, Context, Error, Needs, Outcome, Pass, Progress, Report, Result, Select, Silent,
-    Stats,
+    Calibration, Checkpoint, Context, Coordinates, Error, Needs, Outcome, Pass, Progress, Report, Result,
+    Select, Silent, Stats,
     report::{Calibrated, PassReport, Totals},
     store::{DEFAULT_SHARD_BYTES, output::Resume},
     verify,
@@ -204,7 +204,9 @@ impl Pipeline {
     /// Checks what can be checked before any work: that there are passes, their order, and their needs.
     pub fn check(&self, run: &Run<'_>) -> Result<()> {
         self.check_order()?;
-        Self::check_needs(&self.passes, run)
+        Self::check_needs(&self.passes, run)?;
+        // Calibration is repeated where it has to be.
+        if run.stats.is_some() { self.check_coordinates() } else { Ok(()) }
     }
 
     fn check_order(&self) -> Result<()> {
@@ -222,6 +224,22 @@ impl Pipeline {
             }
         }
         Ok(())
+    }
+
+    /// Statistics are of the coordinates in which they were gathered.
+    fn check_coordinates(&self) -> Result<()> {
+        let changer = self.passes.iter().position(|p| p.coordinates() == Coordinates::Changed);
+        let Some((changer, rest)) = changer.map(|at| (&self.passes[at], &self.passes[at + 1..])) else {
+            return Ok(());
+        };
+        match rest.iter().find(|p| p.needs() != Needs::Nothing) {
+            Some(late) => Err(Error::StaleStats {
+                changer: changer.name().to_owned(),
+                pass: late.name().to_owned(),
+                needs: late.needs(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Errors where a pass needs what the run does not have.

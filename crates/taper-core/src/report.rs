@@ -12,6 +12,8 @@ pub enum Outcome {
     Done,
     /// The pass removed it (only passes of stage `shape` may).
     Removed,
+    /// The pass added it and said so, with [`crate::Context::added`]: a head parted from its embedding, say.
+    Added,
     /// It stayed as it was.
     Left {
         /// The reason, for people.

@@ -6,7 +6,9 @@ use serde_json::{Map, Value};
 use std::sync::Arc;
 use taper_core::{
     Architecture, Batch, Block, Blocks, Checkpoint, Coupling, Couplings, Entrance, Exit, Result,
-    WeightBuilder, blocks::AsOne, coupling::Stack,
+    WeightBuilder,
+    blocks::AsOne,
+    coupling::{Rotation, Scaling, Stack},
 };
 
 use crate::{
@@ -166,6 +168,22 @@ impl Couplings for Families {
             Family::Llama => LlamaCouplings.stack(checkpoint),
             Family::Bert => BertCouplings.stack(checkpoint),
             Family::DsCnn => DsCnnCouplings.stack(checkpoint),
+        }
+    }
+
+    fn scalings(&self, checkpoint: &Checkpoint) -> Result<Vec<Scaling>> {
+        match Family::of(checkpoint)? {
+            Family::Llama => LlamaCouplings.scalings(checkpoint),
+            Family::Bert => BertCouplings.scalings(checkpoint),
+            Family::DsCnn => DsCnnCouplings.scalings(checkpoint),
+        }
+    }
+
+    fn rotations(&self, checkpoint: &Checkpoint) -> Result<Vec<Rotation>> {
+        match Family::of(checkpoint)? {
+            Family::Llama => LlamaCouplings.rotations(checkpoint),
+            Family::Bert => BertCouplings.rotations(checkpoint),
+            Family::DsCnn => DsCnnCouplings.rotations(checkpoint),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! One file per kind of code: [`int`] for integers of 2 to 8 bits, [`nf4`] for the sixteen quantiles of
 //! bitsandbytes, and [`nested`] for their scales as bytes; [`nearest`] is what rounding with feedback sees of them.
+//! [`trellis`] is for codes that depend on their neighbours, and [`trellis_feedback`] for matrices of them.
 
 pub(crate) mod blocks;
 pub mod int;
@@ -9,6 +10,8 @@ pub mod nearest;
 pub mod nested;
 pub mod nf4;
 pub(crate) mod rows;
+pub mod trellis;
+pub mod trellis_feedback;
 
 use crate::{Error, Result};
 

@@ -6,6 +6,7 @@
 //! | `bitsandbytes-nf4` | bitsandbytes | NF4, any shape |
 //! | `bitsandbytes-int8` | bitsandbytes | 8 bits per row |
 //! | `taper-int` | none | integers where no standard fits: short last groups, convolutions |
+//! | `taper-trellis` | none | trellis codes, matrices |
 //!
 //! A weight's encoding names the codec that writes it. Readers check types, shapes and sizes once, with checked
 //! arithmetic, and answer hostile files with errors; decoding afterwards cannot fail.
@@ -21,12 +22,14 @@ pub mod integer;
 pub mod pack_quantized;
 pub mod taper_int;
 pub mod targets;
+pub mod trellis;
 
 pub use bitsandbytes_int8::BitsAndBytesInt8;
 pub use bitsandbytes_nf4::BitsAndBytesNf4;
 pub use int_quantized::IntQuantized;
 pub use pack_quantized::PackQuantized;
 pub use taper_int::TaperInt;
+pub use trellis::TaperTrellis;
 
 pub(crate) use integer::to_parts as int_parts;
 
@@ -42,6 +45,7 @@ pub fn codecs() -> Codecs {
         .with(BitsAndBytesNf4)
         .with(BitsAndBytesInt8)
         .with(TaperInt)
+        .with(TaperTrellis)
 }
 
 /// The array of a role: its type, its number of elements, and as many bytes as those make. Its shape may differ, because

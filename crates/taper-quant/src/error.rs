@@ -98,6 +98,39 @@ pub enum Error {
         step: usize,
     },
 
+    /// An architecture that declares nothing a pass could work along.
+    #[error(
+        "the architecture declares no {what}; implement `Couplings::scalings` and `Couplings::rotations` for it"
+    )]
+    NothingDeclared {
+        /// What was looked for.
+        what: &'static str,
+    },
+
+    /// A coupling that does not fit the weights it names.
+    #[error("coupling `{coupling}`, weight `{weight}`: {message}")]
+    Declaration {
+        /// The coupling.
+        coupling: String,
+        /// The weight.
+        weight: String,
+        /// What does not fit.
+        message: String,
+    },
+
+    /// A Gram matrix that is not positive definite.
+    #[error(
+        "the gram matrix is not positive definite at column {column} (pivot {pivot:e}) in spite of a damping of {damping}; calibrate on more tokens, or raise `damping`"
+    )]
+    NotPositive {
+        /// The column.
+        column: usize,
+        /// What is left of its diagonal.
+        pivot: f64,
+        /// The damping, as a share of the mean diagonal.
+        damping: f64,
+    },
+
     /// Importance weights that are no weights.
     #[error("importance {value} of column {column}; importances are finite and not negative")]
     Importance {

@@ -21,8 +21,9 @@ use crate::{
     Error, IntLayout, PackedInt, Result,
     code::int,
     fit::{Fit, Grid, stored},
+    kernel::store::Store,
     pack,
-    packed_int::{Stored, columns},
+    packed_int::{IntRows, Stored, columns},
     scales::Scales,
     scheme::{Granularity, Scheme},
 };
@@ -193,12 +194,14 @@ impl Rounding {
             shape: self.shape.clone(),
             scheme: self.scheme,
             layout,
-            codes: packed.into(),
             row_bytes,
             groups,
-            scales: Scales::new(&scales, self.scheme.scales),
-            zeros: (!self.scheme.is_symmetric()).then_some(zeros),
             column_groups: None,
+            store: Store::new(IntRows {
+                codes: packed.into(),
+                scales: Scales::new(&scales, self.scheme.scales),
+                zeros: (!self.scheme.is_symmetric()).then_some(zeros),
+            }),
         }))
     }
 

@@ -7,9 +7,11 @@
 //! | learn rounding on calibration text | [`Tuned`] |
 //! | quantize with calibration | [`Gptq`] |
 //! | quantize one weight | [`PackedInt::encode`], [`PackedNf4::encode`], from halves [`PackedInt::encode_values`] |
+//! | store two bits a weight that work | [`Trellis`], [`PackedTrellis`] |
 //! | quantize slices of my own tensor type | [`mod@slice`] |
 //! | multiply by integer weights with eight-bit activations | [`PackedInt::with_arithmetic`] |
 //! | know or force the instructions that products use | [`kernel::isa`], [`kernel::force`] |
+//! | scale or turn a model before encoding it | [`Awq`], [`SmoothQuant`], [`Rotate`] |
 //! | choose how scales are found | [`Fit`]: absmax, minmax, or [`fit::Search`], the default |
 //!
 //! ```
@@ -25,6 +27,7 @@
 
 pub mod code;
 pub mod codec;
+pub mod equivalence;
 pub mod error;
 pub mod fit;
 pub mod kernel;
@@ -33,6 +36,7 @@ pub mod learn;
 pub mod pack;
 pub mod packed_int;
 pub mod packed_nf4;
+pub mod packed_trellis;
 pub mod pass;
 pub mod scales;
 pub mod scheme;
@@ -48,7 +52,11 @@ pub use kernel::{ActivationScale, Arithmetic};
 pub use layout::IntLayout;
 pub use packed_int::PackedInt;
 pub use packed_nf4::PackedNf4;
-pub use pass::{FileFormat, Gptq, Number, RoundNearest, RoundNearestSettings, Schedule, Tuned, Weighting};
+pub use packed_trellis::PackedTrellis;
+pub use pass::{
+    Awq, AwqSettings, FileFormat, Gptq, GptqSettings, Number, Rotate, RotateSettings, RoundNearest,
+    RoundNearestSettings, Schedule, SmoothQuant, SmoothQuantSettings, Trellis, Tuned, Weighting,
+};
 pub use scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry};
 pub use values::Values;
 

@@ -40,7 +40,7 @@ fn every_mistake_names_its_place_and_what_would_be_right() {
             "\n\n[[pass]]\nname = 'round-neerest'",
             &["line 4, pass 1 `round-neerest`: no such pass, did you mean `round-nearest`?", "`magnitude`"],
         ),
-        ("[[pass]]\nname = 'awq'", &["no such pass; passes are `structured`"]),
+        ("[[pass]]\nname = 'frobnicate'", &["no such pass; passes are `structured`"]),
         (
             "[[pass]]\nname = 'round-nearest'\nbits = 4\ngruop = 32",
             &[

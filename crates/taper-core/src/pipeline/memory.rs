@@ -230,7 +230,12 @@ fn compare(
         rule: rule.to_owned(),
     };
     if !before.contains(name) {
-        return Err(broken("it is new; a pass may cut and rename downwards, never add weights"));
+        return match said {
+            Some(Outcome::Added) => added(pass, name, after),
+            _ => Err(broken(
+                "it is new; a pass may cut and rename downwards, and must say so where it adds a weight",
+            )),
+        };
     }
     let info = before.info(name)?;
     let mut row = Row {
@@ -257,4 +262,19 @@ fn compare(
     }
     row.seconds = clock.elapsed().as_secs_f64();
     Ok(row)
+}
+
+/// The row of a weight that a pass added and said so: finite, and nothing before.
+fn added(pass: &dyn Pass, name: &str, after: &Checkpoint) -> Result<Row> {
+    let clock = Instant::now();
+    verify::finite(name, after.get(name)?.as_ref()).map_err(|e| e.in_pass(pass.name(), name))?;
+    let stored = Stored::from(&after.info(name)?);
+    Ok(Row {
+        weight: name.to_owned(),
+        outcome: Outcome::Added,
+        before: Stored { bytes: 0, bits_per_weight: 0.0, ..stored.clone() },
+        after: Some(stored),
+        damage: None,
+        seconds: clock.elapsed().as_secs_f64(),
+    })
 }

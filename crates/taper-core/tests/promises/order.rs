@@ -1,7 +1,45 @@
 //! Promise 2: order is checked before work starts.
 
 use crate::toy::{Halve, Scale, checkpoint, error_of};
-use taper_core::{Pipeline, Run, Stage, WeightPass};
+use taper_core::{
+    Checkpoint, Context, Coordinates, Needs, Pass, Pipeline, Result, Run, Stage, Stats, WeightPass,
+};
+
+/// Changes nothing, and says what it is told to say.
+#[derive(Debug)]
+struct Says(&'static str, Needs, Coordinates);
+
+impl Pass for Says {
+    fn name(&self) -> &str {
+        self.0
+    }
+    fn stage(&self) -> Stage {
+        Stage::Value
+    }
+    fn needs(&self) -> Needs {
+        self.1
+    }
+    fn settings(&self) -> serde_json::Value {
+        serde_json::json!({})
+    }
+    fn coordinates(&self) -> Coordinates {
+        self.2
+    }
+    fn run(&self, checkpoint: Checkpoint, _: &Context<'_>) -> Result<Checkpoint> {
+        Ok(checkpoint)
+    }
+}
+
+#[test]
+fn statistics_from_before_a_change_of_coordinates_are_refused_after_it() {
+    let stats = Stats::default();
+    let run = Run::new().with_stats(&stats);
+    let turn = || Says("turn", Needs::Nothing, Coordinates::Changed);
+    let read = || Says("read", Needs::Gram, Coordinates::Kept);
+    let message = error_of(Pipeline::new().then(turn()).then(read()).run(checkpoint(1), &run));
+    assert!(message.contains("`read` needs input gram matrices, but `turn` before it"), "{message}");
+    assert!(Pipeline::new().then(read()).then(turn()).run(checkpoint(1), &run).is_ok());
+}
 
 #[test]
 fn a_value_pass_after_an_encoding_pass_is_refused_before_any_work() {

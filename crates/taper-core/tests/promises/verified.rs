@@ -167,3 +167,42 @@ fn a_renamed_weight_is_followed_and_not_compared_with_the_one_whose_place_it_tak
     let message = error_of(Pipeline::new().then(DropFirst(Stage::Value)).run(checkpoint(3), &Run::new()));
     assert!(message.contains("only a pass of stage `shape` may"), "{message}");
 }
+
+/// Adds a weight, with or without saying so.
+#[derive(Debug)]
+struct Add(f32, bool);
+
+impl Pass for Add {
+    fn name(&self) -> &str {
+        "add"
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Value
+    }
+
+    fn settings(&self) -> Value {
+        json!({})
+    }
+
+    fn run(&self, mut checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint> {
+        let value = candle_core::Tensor::full(self.0, (2, 3), &candle_core::Device::Cpu)?;
+        checkpoint.insert("new.weight", std::sync::Arc::new(value));
+        if self.1 {
+            context.added("new.weight");
+        }
+        Ok(checkpoint)
+    }
+}
+
+#[test]
+fn a_weight_may_be_added_only_with_a_word_and_only_finite() {
+    let run = |pass| Pipeline::new().then(pass).run(checkpoint(1), &Run::new());
+    let (after, report) = run(Add(1.0, true)).unwrap();
+    assert!(after.contains("new.weight"));
+    let row = &report.passes[0].rows[0];
+    assert_eq!((row.before.bytes, row.after.as_ref().unwrap().bytes), (0, 24));
+    assert_eq!(row.outcome, taper_core::Outcome::Added);
+    assert!(error_of(run(Add(1.0, false))).contains("must say so"));
+    assert!(error_of(run(Add(f32::NAN, true))).contains("new.weight"));
+}

@@ -2,10 +2,13 @@
 //!
 //! Heads are left out: a stock config has no head width of its own (it is the hidden size over the number of heads), so
 //! no other program could load a model with some heads removed.
+//!
+//! What may be scaled and turned is the values of each head alone: the norms stand behind the residual sum, so what they
+//! give is also the residual stream, and GELU lets no scale through.
 
 use taper_core::{
     Checkpoint, Coupling, Couplings, Result,
-    coupling::{Family, Member, Stack},
+    coupling::{Carrier, Family, Member, Rotation, Scaling, Side, Space, Stack},
 };
 
 use super::{BertConfig, prefix_of};
@@ -31,6 +34,45 @@ impl Couplings for BertCouplings {
             config: "num_hidden_layers".to_owned(),
         }))
     }
+
+    fn scalings(&self, checkpoint: &Checkpoint) -> Result<Vec<Scaling>> {
+        let config = BertConfig::of(checkpoint)?;
+        Ok(attentions(&config, checkpoint)
+            .map(|at| Scaling {
+                name: format!("{at}.output.dense"),
+                channels: config.hidden_size,
+                producers: vec![
+                    Carrier::new(format!("{at}.self.value.weight"), 0),
+                    Carrier::new(format!("{at}.self.value.bias"), 0),
+                ],
+                consumers: vec![Carrier::new(format!("{at}.output.dense.weight"), 1)],
+            })
+            .collect())
+    }
+
+    fn rotations(&self, checkpoint: &Checkpoint) -> Result<Vec<Rotation>> {
+        let config = BertConfig::of(checkpoint)?;
+        Ok(attentions(&config, checkpoint)
+            .map(|at| Rotation {
+                name: at.clone(),
+                space: Space::Heads,
+                width: config.hidden_size / config.num_attention_heads,
+                writers: vec![
+                    Side::new(format!("{at}.self.value.weight"), 0),
+                    Side::new(format!("{at}.self.value.bias"), 0),
+                ],
+                readers: vec![Side::new(format!("{at}.output.dense.weight"), 1)],
+                gains: Vec::new(),
+                tied: None,
+            })
+            .collect())
+    }
+}
+
+/// The attention of each layer.
+fn attentions(config: &BertConfig, checkpoint: &Checkpoint) -> impl Iterator<Item = String> + use<> {
+    let prefix = prefix_of(|name| checkpoint.contains(name));
+    (0..config.num_hidden_layers).map(move |i| format!("{prefix}encoder.layer.{i}.attention"))
 }
 
 fn feed_forward(config: &BertConfig, layer: &str) -> Coupling {

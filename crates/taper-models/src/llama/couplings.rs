@@ -1,10 +1,13 @@
-//! What may be cut from a Llama: feed-forward neurons, key-value groups with their queries, whole layers.
+//! What may be cut from a Llama: feed-forward neurons, key-value groups with their queries, whole layers; and what may
+//! be scaled and turned (`equivalence.rs`).
 //!
 //! See [`taper_core::coupling`] for the picture. A cut is only declared where a stock `config.json` can express it.
 
+mod equivalence;
+
 use taper_core::{
     Checkpoint, Coupling, Couplings, Result,
-    coupling::{Family, Member, Stack},
+    coupling::{Family, Member, Rotation, Scaling, Stack},
 };
 
 use super::{LayerKind, LlamaConfig, Reach};
@@ -49,6 +52,18 @@ impl Couplings for LlamaCouplings {
             layers: config.layers.len(),
             config: "num_hidden_layers".to_owned(),
         }))
+    }
+
+    fn scalings(&self, checkpoint: &Checkpoint) -> Result<Vec<Scaling>> {
+        let config = LlamaConfig::of(checkpoint)?;
+        Ok((0..config.layers.len()).flat_map(|i| equivalence::scalings(&config, i)).collect())
+    }
+
+    fn rotations(&self, checkpoint: &Checkpoint) -> Result<Vec<Rotation>> {
+        let config = LlamaConfig::of(checkpoint)?;
+        let heads = (0..config.layers.len()).map(|i| equivalence::heads(&config, i));
+        let stream = equivalence::stream(&config, checkpoint);
+        Ok(std::iter::once(stream).chain(heads).collect())
     }
 }
 

@@ -169,3 +169,72 @@ fn layers_that_differ_by_their_place_are_not_dropped_blindly() {
     let stack = Families.stack(&tiny::bert("bert.")).unwrap().unwrap();
     assert_eq!((stack.prefix.as_str(), stack.layers), ("bert.encoder.layer", 2));
 }
+
+/// Divides and multiplies along every declared scaling by factors between a half and two.
+fn scaled(checkpoint: &Checkpoint) -> Checkpoint {
+    let mut out = checkpoint.clone();
+    let scalings = Families.scalings(checkpoint).unwrap();
+    assert!(!scalings.is_empty());
+    for (k, scaling) in scalings.iter().enumerate() {
+        let factor = |c: usize| 2f32.powf((((c + k) * 7) % 11) as f32 / 5.0 - 1.0);
+        let ends = scaling.producers.iter().map(|c| (c, -1)).chain(scaling.consumers.iter().map(|c| (c, 1)));
+        for (carrier, power) in ends {
+            let tensor = out.get(&carrier.weight).unwrap().dense().unwrap();
+            let n = tensor.dims()[carrier.axis];
+            let channels: Vec<usize> = (0..n).map(|i| carrier.spread.channel(i)).collect();
+            assert!(channels.iter().all(|&c| c < scaling.channels), "{}", carrier.weight);
+            let factors: Vec<f32> = channels.iter().map(|&c| factor(c).powi(power)).collect();
+            let mut shape = vec![1; tensor.rank()];
+            shape[carrier.axis] = n;
+            let by = Tensor::from_vec(factors, shape, &Device::Cpu).unwrap();
+            out.insert(carrier.weight.clone(), Arc::new(tensor.broadcast_mul(&by).unwrap()));
+        }
+    }
+    out
+}
+
+#[test]
+fn scaling_along_declared_channels_changes_nothing() {
+    let llama = |c: &Checkpoint| Llama::open(c).unwrap().forward(&tiny::ids(1, 6, 61)).unwrap();
+    for changes in [
+        json!({}),
+        json!({"attention_bias": true, "mlp_bias": true}),
+        json!({"model_type": "qwen3", "head_dim": 8}),
+        json!({"model_type": "qwen2", "num_key_value_heads": 1}),
+    ] {
+        let checkpoint = tiny::llama(&tiny::llama_config(changes.clone()));
+        let moved = tiny::distance(&llama(&scaled(&checkpoint)), &llama(&checkpoint));
+        assert!(moved < 1e-5, "{changes}: {moved}");
+    }
+    let checkpoint = tiny::bert("");
+    let bert = |c: &Checkpoint| {
+        let mask = Tensor::ones((1, 6), DType::U32, &Device::Cpu).unwrap();
+        Bert::open(c).unwrap().forward(&tiny::ids(1, 6, 50), &mask).unwrap()
+    };
+    assert!(tiny::distance(&bert(&scaled(&checkpoint)), &bert(&checkpoint)) < 1e-5);
+}
+
+#[test]
+fn every_side_of_a_rotation_is_there_and_as_wide_as_it_says() {
+    for (checkpoint, tied) in [
+        (tiny::llama(&tiny::llama_config(json!({"attention_bias": true, "mlp_bias": true}))), false),
+        (tiny::llama(&tiny::llama_config(json!({"tie_word_embeddings": true}))), true),
+        (tiny::bert("bert."), false),
+    ] {
+        let rotations = Families.rotations(&checkpoint).unwrap();
+        assert_eq!(rotations.iter().any(|r| r.tied.is_some()), tied);
+        for rotation in rotations {
+            let head = rotation.tied.as_ref().map(|t| t.head.clone());
+            for side in rotation.writers.iter().chain(&rotation.readers) {
+                if Some(&side.weight) == head.as_ref() {
+                    continue;
+                }
+                let shape = checkpoint.info(&side.weight).unwrap().shape;
+                assert!(shape[side.axis].is_multiple_of(rotation.width), "{}", side.weight);
+            }
+            for gain in &rotation.gains {
+                assert_eq!(checkpoint.info(&gain.weight).unwrap().shape, [rotation.width]);
+            }
+        }
+    }
+}

@@ -6,15 +6,25 @@
 use std::sync::Arc;
 use taper_core::{Couplings, Pass, WeightPass};
 use taper_prune::{DropLayers, Magnitude, NOfM, SparseBitmask, Structured};
-use taper_quant::RoundNearest;
+use taper_quant::{Awq, Rotate, RoundNearest, SmoothQuant, Trellis};
 
 use super::{RecipeError, keys, spelling::nearest, step::Step};
 
 const ROUND_NEAREST: &str = "round-nearest";
 
 /// The names of all passes, as recipes spell them.
-pub const PASSES: [&str; 6] =
-    [Structured::KEY, DropLayers::KEY, Magnitude::KEY, NOfM::KEY, ROUND_NEAREST, SparseBitmask::KEY];
+pub const PASSES: [&str; 10] = [
+    Structured::KEY,
+    DropLayers::KEY,
+    Magnitude::KEY,
+    NOfM::KEY,
+    Rotate::KEY,
+    Awq::KEY,
+    SmoothQuant::KEY,
+    ROUND_NEAREST,
+    Trellis::KEY,
+    SparseBitmask::KEY,
+];
 
 /// The pass that a step describes.
 pub(super) fn pass(step: Step<'_>, couplings: &Arc<dyn Couplings>) -> Result<Arc<dyn Pass>, RecipeError> {
@@ -36,8 +46,24 @@ pub(super) fn pass(step: Step<'_>, couplings: &Arc<dyn Couplings>) -> Result<Arc
             let (pass, select) = step.selecting::<NOfM>()?;
             Arc::new(pass.on(select))
         }
+        Rotate::KEY => {
+            let (settings, _) = step.cutting()?;
+            Arc::new(Rotate::from_settings(couplings, settings))
+        }
+        Awq::KEY => {
+            let (settings, refused) = step.cutting()?;
+            Arc::new(Awq::from_settings(couplings, settings).map_err(refused)?)
+        }
+        SmoothQuant::KEY => {
+            let (settings, refused) = step.cutting()?;
+            Arc::new(SmoothQuant::from_settings(couplings, settings).map_err(refused)?)
+        }
         ROUND_NEAREST => {
             let (pass, select) = step.selecting::<RoundNearest>()?;
+            Arc::new(pass.on(select))
+        }
+        Trellis::KEY => {
+            let (pass, select) = step.selecting::<Trellis>()?;
             Arc::new(pass.on(select))
         }
         SparseBitmask::KEY => {
