@@ -22,8 +22,11 @@ use crate::{
 pub(crate) type Mode = (&'static str, Arithmetic, Unit, f64);
 
 /// Every mode; a new one is a line here.
-pub(crate) const MODES: [Mode; 2] =
-    [("exact", Arithmetic::Exact, Unit::F32, 1e-10), ("int8", Arithmetic::Int8, Unit::Int8, 1e-3)];
+pub(crate) const MODES: [Mode; 3] = [
+    ("exact", Arithmetic::Exact, Unit::F32, 1e-10),
+    ("bf16", Arithmetic::Bf16, Unit::Bf16, 1e-4),
+    ("int8", Arithmetic::Int8, Unit::Int8, 1e-3),
+];
 
 /// The mode of eight-bit activations.
 pub(crate) const INT8: Mode = MODES[MODES.len() - 1];
@@ -53,7 +56,7 @@ impl Format {
     pub(crate) fn weight(self, shelf: &Shelf, shape: Shape, mode: Mode) -> Result<SharedWeight, Failed> {
         Ok(match self {
             Self::Int(bits, group) => Arc::new(shelf.int(bits, group, shape)?.with_arithmetic(mode.1)),
-            Self::Nf4(block) => Arc::new(shelf.nf4(block, shape)?),
+            Self::Nf4(block) => Arc::new(shelf.nf4(block, shape)?.with_arithmetic(mode.1)),
         })
     }
 
@@ -85,7 +88,9 @@ pub(crate) fn specs() -> Vec<Spec> {
     add(g128, INT8, WIDE, &[1, 64, 512]);
     add(g32, INT8, WIDE, &[512]);
     add(Format::Int(8, 0), INT8, SQUARE, &[1, 8, 64, 512]);
-    add(Format::Nf4(64), MODES[0], SQUARE, &[1, 8, 512]);
+    for mode in MODES {
+        add(Format::Nf4(64), mode, SQUARE, &[1, 8, 512]);
+    }
     specs
 }
 
