@@ -159,6 +159,8 @@ pub struct Accumulator {
     min: Vec<f32>,
     max: Vec<f32>,
     gram: Option<Gram>,
+    /// Tokens of a stretch that is not whole yet; they count already.
+    pending: Vec<f32>,
     cross: Option<Cross>,
 }
 
@@ -184,6 +186,7 @@ impl Accumulator {
             min: vec![f32::INFINITY; inputs],
             max: vec![f32::NEG_INFINITY; inputs],
             gram: (needs >= Needs::Gram).then(|| Gram::zeros(inputs)),
+            pending: Vec::new(),
             cross: (needs >= Needs::CrossGram).then(|| Cross { sums: square(), count: 0 }),
         }
     }
@@ -204,7 +207,12 @@ impl Accumulator {
         if let Some(gram) = &mut self.gram {
             stretches(self.count, rows, self.inputs, |half, part| {
                 gram.counts[half] += (part.len() / self.inputs) as u64;
-                add_gram(&mut gram.halves[half], part);
+                // Sums within a stretch are f32: they must not depend on how its tokens arrive.
+                self.pending.extend_from_slice(part);
+                if self.pending.len() == STRETCH * self.inputs {
+                    add_gram(&mut gram.halves[half], &self.pending);
+                    self.pending.clear();
+                }
             });
         }
         self.count += (rows.len() / self.inputs) as u64;
@@ -258,9 +266,21 @@ impl Accumulator {
             max: self.max.clone(),
             mean_abs: mean(&self.sum_abs),
             sum_squares: self.sum_squares.clone(),
-            gram: self.gram.clone(),
+            gram: self.whole_gram(),
             cross: cross.map(|cross| cross.sums.clone()),
         })
+    }
+}
+
+impl Accumulator {
+    /// The Gram sum with the tokens of a stretch that is not whole yet.
+    fn whole_gram(&self) -> Option<Gram> {
+        let mut gram = self.gram.clone()?;
+        if !self.pending.is_empty() {
+            let half = (self.count.saturating_sub(1) / STRETCH as u64 % 2) as usize;
+            add_gram(&mut gram.halves[half], &self.pending);
+        }
+        Some(gram)
     }
 }
 

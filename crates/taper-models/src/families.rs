@@ -218,6 +218,10 @@ impl Blocks for Families {
     fn exit(&self, weights: &WeightBuilder) -> Result<Box<dyn Exit>> {
         Self::chain(weights.checkpoint())?.exit(weights)
     }
+
+    fn weights(&self, checkpoint: &Checkpoint, index: usize) -> Result<Vec<String>> {
+        Self::chain(checkpoint)?.weights(checkpoint, index)
+    }
 }
 
 #[cfg(test)]
