@@ -74,7 +74,7 @@ pub mod prelude {
         generate,
     };
     pub use taper_prune::{DropLayers, Magnitude, NOfM, SparseBitmask, Structured};
-    pub use taper_quant::{Awq, Rotate, RoundNearest, SmoothQuant, Trellis};
+    pub use taper_quant::{Awq, Gptq, Rotate, RoundNearest, SmoothQuant, Trellis, Tuned};
 }
 
 /// Every encoding that this build reads and writes.

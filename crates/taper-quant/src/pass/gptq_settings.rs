@@ -8,7 +8,10 @@
 //! shrinkage = "cross-validated" # or a share from 0 to 1
 //! ```
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error as _, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use serde_json::{Map, Value};
 use taper_core::linalg::Shrinkage;
 
@@ -28,6 +31,40 @@ pub struct GptqSettings {
 
 /// The word for [`Shrinkage::CrossValidated`].
 const CROSS_VALIDATED: &str = "cross-validated";
+
+/// The keys, which readers of recipes ask a deserialization for; a test compares them with what is read.
+const KEYS: &[&str] = &[
+    "format",
+    "bits",
+    "group",
+    "granularity",
+    "block",
+    "symmetry",
+    "scales",
+    "double-quant",
+    "fit",
+    "steps",
+    "scale-sign",
+    "weighting",
+    "stored-as",
+    "order",
+    "shrinkage",
+];
+
+/// Collects what is written, to be told apart afterwards.
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Map<String, Value>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the options of `gptq`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        Map::deserialize(MapAccessDeserializer::new(map))
+    }
+}
 
 impl Serialize for GptqSettings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -50,7 +87,7 @@ impl Serialize for GptqSettings {
 
 impl<'de> Deserialize<'de> for GptqSettings {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut map = Map::deserialize(deserializer)?;
+        let mut map = deserializer.deserialize_struct("GptqSettings", KEYS, Entries)?;
         let order = match map.remove("order") {
             None => Order::default(),
             Some(order) => Order::deserialize(order).map_err(D::Error::custom)?,
@@ -112,6 +149,13 @@ mod tests {
             let pass = parse(value.clone()).unwrap();
             assert_eq!(pass, parse(serde_json::to_value(pass).unwrap()).unwrap(), "{value}");
         }
+    }
+
+    #[test]
+    fn every_key_that_is_read_is_listed_and_no_other() {
+        let unknown = parse(json!({ "gruop": 32 })).unwrap_err();
+        let read: Vec<&str> = unknown.split('`').skip(3).step_by(2).chain(["order", "shrinkage"]).collect();
+        assert_eq!(read, KEYS);
     }
 
     #[test]

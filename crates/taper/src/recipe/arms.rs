@@ -6,14 +6,14 @@
 use std::sync::Arc;
 use taper_core::{Couplings, Pass, WeightPass};
 use taper_prune::{DropLayers, Magnitude, NOfM, SparseBitmask, Structured};
-use taper_quant::{Awq, Rotate, RoundNearest, SmoothQuant, Trellis};
+use taper_quant::{Awq, Gptq, Rotate, RoundNearest, SmoothQuant, Trellis};
 
 use super::{RecipeError, keys, spelling::nearest, step::Step};
 
 const ROUND_NEAREST: &str = "round-nearest";
 
 /// The names of all passes, as recipes spell them.
-pub const PASSES: [&str; 10] = [
+pub const PASSES: [&str; 11] = [
     Structured::KEY,
     DropLayers::KEY,
     Magnitude::KEY,
@@ -22,6 +22,7 @@ pub const PASSES: [&str; 10] = [
     Awq::KEY,
     SmoothQuant::KEY,
     ROUND_NEAREST,
+    Gptq::KEY,
     Trellis::KEY,
     SparseBitmask::KEY,
 ];
@@ -60,6 +61,10 @@ pub(super) fn pass(step: Step<'_>, couplings: &Arc<dyn Couplings>) -> Result<Arc
         }
         ROUND_NEAREST => {
             let (pass, select) = step.selecting::<RoundNearest>()?;
+            Arc::new(pass.on(select))
+        }
+        Gptq::KEY => {
+            let (pass, select) = step.selecting::<Gptq>()?;
             Arc::new(pass.on(select))
         }
         Trellis::KEY => {

@@ -32,6 +32,18 @@ macro_rules! shipped {
 }
 
 shipped!(
+    "awq-int2-g64",
+    "awq-int3-g128",
+    "awq-int4-g128",
+    "awq-int4-g32",
+    "best-2bit",
+    "best-3bit",
+    "best-4bit",
+    "gptq-int2-g64",
+    "gptq-int3-g128",
+    "gptq-int4-g128",
+    "gptq-int4-g32",
+    "gptq-nf4",
     "int4",
     "int8",
     "magnitude-50",
