@@ -5,7 +5,7 @@
 //!                                │
 //!                             product    exact: f32 activations  |  bf16  |  int8: bytes, integer sums per group
 //!                                │
-//!                             Kernels    scalar | avx2 | avx512      chosen once, at run time
+//!                             Kernels    scalar | neon | avx2 | avx512      chosen once, at run time
 //! ```
 //!
 //! A `Kernels` table holds one function per inner loop. `scalar` is the specification; the other tables agree with it,
@@ -31,6 +31,8 @@ pub(crate) mod tiles;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 #[cfg(test)]
 mod conform;
@@ -96,6 +98,8 @@ fn table(isa: Isa) -> Option<&'static Kernels> {
         Isa::Avx2 => Some(avx2::table()),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => Some(avx512::table()),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => Some(neon::table()),
         _ => None,
     }
 }
@@ -279,6 +283,7 @@ pub(crate) struct TileI8<'a> {
 
 /// `c[t, n] += Σ over segments of scale · Σ level · x`.
 #[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 reads it"))]
 pub(crate) struct FewF32<'a> {
     pub(crate) codes: PanelCodes<'a>,
     /// The sixteen levels of nibbles, where there is no center to take away.
@@ -291,6 +296,7 @@ pub(crate) struct FewF32<'a> {
 
 /// `c[t, n] += Σ over segments of scale · Σ level · a`.
 #[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 reads it"))]
 pub(crate) struct TileBf16<'a> {
     /// `[columns / 2, 16, 2]` of each panel.
     pub(crate) panels: &'a [u16],
@@ -304,6 +310,7 @@ pub(crate) struct TileBf16<'a> {
 
 /// `c[t, n] += Σ over segments of scale · Σ level · a`, straight from nibbles.
 #[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 reads it"))]
 pub(crate) struct FewBf16<'a> {
     pub(crate) codes: PanelCodes<'a>,
     /// bf16 of each code.

@@ -17,15 +17,18 @@ use std::{
 
 use crate::{Error, Result};
 
-/// The environment variable that caps the instruction set: `scalar`, `avx2` or `avx512`.
+/// The environment variable that caps the instruction set: `scalar`, `neon`, `avx2` or `avx512`.
 pub const ISA_VARIABLE: &str = "TAPER_ISA";
 
-/// An instruction set for which there is a table of kernels.
+/// An instruction set for which there is a table of kernels, narrower registers first. A cap of another family therefore
+/// allows what is narrower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Isa {
     /// Plain Rust: the specification.
     Scalar,
+    /// AArch64 with NEON (Advanced SIMD): all of its machines but some without an operating system.
+    Neon,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, VBMI and VNNI, and with all of [`Isa::Avx2`].
@@ -34,13 +37,14 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, slowest first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512];
 
     /// What [`ISA_VARIABLE`] calls it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
         }
@@ -51,6 +55,10 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             Self::Scalar => true,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon => false,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2")
@@ -99,6 +107,8 @@ pub struct Features {
     pub bf16: bool,
     /// `vpdpbusd` on 256 bits without AVX-512 (AVX-VNNI), beyond [`Isa::Avx2`].
     pub avx_vnni: bool,
+    /// `sdot` (FEAT_DotProd), beyond [`Isa::Neon`].
+    pub dot_product: bool,
 }
 
 impl Features {
@@ -110,9 +120,17 @@ impl Features {
             return Self {
                 bf16: isa >= Isa::Avx512 && is_x86_feature_detected!("avx512bf16"),
                 avx_vnni: isa >= Isa::Avx2 && is_x86_feature_detected!("avxvnni"),
+                ..Self::default()
             };
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        if isa == Isa::Neon && isa.is_available() {
+            return Self {
+                dot_product: std::arch::is_aarch64_feature_detected!("dotprod"),
+                ..Self::default()
+            };
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let _ = isa;
         Self::default()
     }
@@ -181,6 +199,7 @@ mod tests {
         assert_eq!(best(Some(Isa::Scalar)), Isa::Scalar);
         assert_eq!(best(None), *available().last().unwrap());
         assert!(best(Some(Isa::Avx2)) <= Isa::Avx2);
+        assert!(best(Some(Isa::Neon)) <= Isa::Neon);
     }
 
     #[test]
@@ -190,7 +209,7 @@ mod tests {
         }
         assert_eq!(" SCALAR ".parse::<Isa>().unwrap(), Isa::Scalar);
         let refusal = "sse9".parse::<Isa>().unwrap_err().to_string();
-        assert_eq!(refusal, "`TAPER_ISA` is `sse9`; expected one of `scalar`, `avx2`, `avx512`");
+        assert_eq!(refusal, "`TAPER_ISA` is `sse9`; expected one of `scalar`, `neon`, `avx2`, `avx512`");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Plain Rust: the specification, four values side by side.
 //!
-//! Neighbours: `avx2` and `avx512` do the same with more lanes and fused products.
+//! Neighbours: `neon`, `avx2` and `avx512` do the same with fused products, and x86-64 with more lanes.
 
 use half::{bf16, f16};
 

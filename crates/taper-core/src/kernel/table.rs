@@ -75,7 +75,8 @@ pub(crate) fn of(isa: Isa) -> Option<&'static Kernels> {
         Isa::Avx2 => Some(&super::avx2::TABLE),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => Some(&super::avx512::TABLE),
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => Some(&super::neon::TABLE),
         _ => None,
     }
 }

@@ -1,6 +1,6 @@
 //! What one vector register of f32 can do, so that a loop is written once for all instruction sets.
 //!
-//! Neighbours: [`super::loops`] are the loops; `scalar`, `avx2` and `avx512` implement this.
+//! Neighbours: [`super::loops`] are the loops; `scalar`, `neon`, `avx2` and `avx512` implement this.
 
 use half::{bf16, f16};
 

@@ -109,9 +109,10 @@ impl Search {
         tiles.put(0, values, weights.as_deref(), low, high);
         let found = tiles.run().next();
         let found = found.map_or(spanning, |found| Grid { scale: found.scale, zero: found.zero as i32 });
-        // Rounded to its stored type, the best scale may fall behind one that happens to need no rounding.
+        // Rounded to its stored type, the best scale may fall behind one that happens to need no rounding: by more than
+        // the per cent that near ties differ by.
         let error = |grid| error(values, weights.as_deref(), grid, scheme);
-        Ok(if error(spanning) < error(found) { spanning } else { found })
+        Ok(if 1.01 * error(spanning) < error(found) { spanning } else { found })
     }
 
     /// What numbers the grids of a scheme make.

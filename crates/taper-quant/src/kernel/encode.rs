@@ -148,7 +148,8 @@ impl Encoders {
     /// The table of an instruction set, where the machine has all that its encoders need.
     pub(crate) fn of(isa: Isa) -> Option<&'static Self> {
         match isa {
-            Isa::Scalar => Some(&SCALAR),
+            // Compilers make NEON of it where they can.
+            Isa::Scalar | Isa::Neon => Some(&SCALAR),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => super::avx2::encode::table(),
             #[cfg(target_arch = "x86_64")]
