@@ -87,10 +87,7 @@ macro_rules! tile {
         fn $name<const FORM: u8, const T: usize>(job: &TileI8<'_>, panel: usize, c: &mut Cells<'_>) {
             let low = _mm256_set1_epi8(15);
             let table = match job.codes.form {
-                // SAFETY: the array has 16 bytes.
-                CodeForm::Table(table) => {
-                    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast::<__m128i>()) })
-                }
+                CodeForm::Table(table) => broadcast(table),
                 _ => low,
             };
             let mut lines = job.codes.bytes[panel * job.codes.stride..].as_chunks::<LINE>().0.iter();
@@ -181,6 +178,14 @@ fn start(job: &TileI8<'_>, at: usize, start: i32) -> [__m256i; 2] {
         [_mm256_loadu_si256(centers.as_ptr().cast()), _mm256_loadu_si256(centers[8..].as_ptr().cast())]
     };
     [_mm256_mullo_epi32(start, first), _mm256_mullo_epi32(start, second)]
+}
+
+/// Sixteen bytes, in both halves of a vector: a table for byte shuffles.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn broadcast(table: &[u8; 16]) -> __m256i {
+    // SAFETY: the array has 16 bytes.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast::<__m128i>()) })
 }
 
 /// A line as two vectors.

@@ -8,6 +8,8 @@
 //!
 //! Neighbours: [`super::integers`] is the same with bytes; [`super::expand`] decodes the panels.
 
+#![expect(clippy::needless_range_loop, reason = "indices run over several arrays of registers at once")]
+
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_cvtepi32_ps,
     _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_epi16,

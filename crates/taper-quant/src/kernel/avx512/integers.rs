@@ -9,6 +9,8 @@
 //!
 //! Neighbours: [`super::floats`] is the same with other numbers.
 
+#![expect(clippy::needless_range_loop, reason = "indices run over several arrays of registers at once")]
+
 use std::arch::x86_64::{
     __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps,
     _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps,
@@ -52,18 +54,8 @@ fn by_panels<const FORM: u8>(job: &TileI8<'_>, c: &mut Cells<'_>) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn tile<const FORM: u8, const P: usize, const T: usize>(job: &TileI8<'_>, c: &mut Cells<'_>) {
-    let quads: usize = job.quads.iter().map(|q| *q as usize).sum();
-    let (segments, per_line) = (job.quads.len(), if FORM == BYTES { 1 } else { 2 });
-    // Everything that is read below through pointers.
-    assert!(c.panels == P && c.tokens == T && quads.is_multiple_of(per_line), "a tile of {P} by {T}");
-    assert!(job.quads.iter().all(|q| (*q as usize).is_multiple_of(per_line)), "segments of whole lines");
-    assert!(job.codes.bytes.len() >= (P - 1) * job.codes.stride + quads / per_line * LINE, "codes");
-    assert!(job.grids.scales.len() >= (P - 1) * job.grids.stride + segments * LANES, "scales");
-    assert!(job.grids.centers.is_none_or(|c| c.len() >= (P - 1) * job.grids.stride + segments * LANES));
-    assert!(
-        job.a.len() >= quads * T * 4 && job.starts.len() >= segments * T && job.steps.len() >= segments * T
-    );
-    assert!(c.values.len() >= (P - 1) * c.stride + T * LANES, "cells");
+    let per_line = if FORM == BYTES { 1 } else { 2 };
+    check::<P, T>(job, c, per_line);
     let low = _mm512_set1_epi8(15);
     let table = match job.codes.form {
         CodeForm::Table(table) => table_bytes(table),
@@ -84,22 +76,8 @@ fn tile<const FORM: u8, const P: usize, const T: usize>(job: &TileI8<'_>, c: &mu
         }
     }
     for (s, &quads) in job.quads.iter().enumerate() {
-        let mut sums = [[_mm512_setzero_si512(); T]; P];
+        let mut sums = start::<P, T>(job, s);
         let mut others = [_mm512_setzero_si512(); P];
-        for t in 0..T {
-            // SAFETY: checked above.
-            let start = _mm512_set1_epi32(unsafe { *job.starts.get_unchecked(s * T + t) });
-            for p in 0..P {
-                sums[p][t] = match job.grids.centers {
-                    None => start,
-                    Some(centers) => {
-                        let at = p * job.grids.stride + s * LANES;
-                        // SAFETY: checked above.
-                        _mm512_mullo_epi32(start, unsafe { load(centers.as_ptr().add(at).cast()) })
-                    }
-                };
-            }
-        }
         for _ in 0..quads as usize / per_line {
             // SAFETY: the lengths of codes and activations were checked above; a prefetch reads nothing.
             unsafe {
@@ -172,6 +150,44 @@ fn tile<const FORM: u8, const P: usize, const T: usize>(job: &TileI8<'_>, c: &mu
             }
         }
     }
+}
+
+/// What the centers take away, for segment `s`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn start<const P: usize, const T: usize>(job: &TileI8<'_>, s: usize) -> [[__m512i; T]; P] {
+    let mut sums = [[_mm512_setzero_si512(); T]; P];
+    for t in 0..T {
+        // SAFETY: checked above.
+        let start = _mm512_set1_epi32(unsafe { *job.starts.get_unchecked(s * T + t) });
+        for p in 0..P {
+            sums[p][t] = match job.grids.centers {
+                None => start,
+                Some(centers) => {
+                    let at = p * job.grids.stride + s * LANES;
+                    // SAFETY: checked above.
+                    _mm512_mullo_epi32(start, unsafe { load(centers.as_ptr().add(at).cast()) })
+                }
+            };
+        }
+    }
+    sums
+}
+
+/// Everything that [`tile`] reads through pointers is there.
+#[inline(always)]
+fn check<const P: usize, const T: usize>(job: &TileI8<'_>, c: &Cells<'_>, per_line: usize) {
+    let quads: usize = job.quads.iter().map(|q| *q as usize).sum();
+    let segments = job.quads.len();
+    assert!(c.panels == P && c.tokens == T && quads.is_multiple_of(per_line), "a tile of {P} by {T}");
+    assert!(job.quads.iter().all(|q| (*q as usize).is_multiple_of(per_line)), "segments of whole lines");
+    assert!(job.codes.bytes.len() >= (P - 1) * job.codes.stride + quads / per_line * LINE, "codes");
+    assert!(job.grids.scales.len() >= (P - 1) * job.grids.stride + segments * LANES, "scales");
+    assert!(job.grids.centers.is_none_or(|c| c.len() >= (P - 1) * job.grids.stride + segments * LANES));
+    assert!(
+        job.a.len() >= quads * T * 4 && job.starts.len() >= segments * T && job.steps.len() >= segments * T
+    );
+    assert!(c.values.len() >= (P - 1) * c.stride + T * LANES, "cells");
 }
 
 /// Sixty-four bytes.

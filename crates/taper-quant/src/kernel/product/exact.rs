@@ -79,13 +79,16 @@ pub(super) fn by_column(x: &[f32], tokens: usize) -> Aligned<f32> {
     a
 }
 
+/// A kernel that decodes a panel to numbers.
+type ExpandTo<T> = fn(&ExpandFloat<'_>, &mut [T]);
+
 /// Decodes one panel of a run to bytes, then to numbers.
 pub(super) fn expand_float<T>(
     (kernels, w): (&Kernels, &Tiles),
     levels: Levels<'_>,
     panel: &Panel<'_>,
     scratch: &mut Vec<u8>,
-    (expand, out): (fn(&ExpandFloat<'_>, &mut [T]), &mut [T]),
+    (expand, out): (ExpandTo<T>, &mut [T]),
 ) {
     let columns = &panel.run.columns;
     let codes = &w.codes_from(panel.index, columns.start)[..columns.len() * LANES * w.bits / 8];
