@@ -10,7 +10,7 @@
 //! | store two bits a weight that work | [`Trellis`], [`PackedTrellis`] |
 //! | quantize slices of my own tensor type | [`mod@slice`] |
 //! | multiply by integer weights with eight-bit activations | [`PackedInt::with_arithmetic`] |
-//! | know or force the instructions that products use | [`kernel::isa`], [`kernel::force`] |
+//! | know or force the instructions that products use | [`kernel::isa()`], [`kernel::force()`] |
 //! | scale or turn a model before encoding it | [`Awq`], [`SmoothQuant`], [`Rotate`] |
 //! | choose how scales are found | [`Fit`]: absmax, minmax, or [`fit::Search`], the default |
 //!

@@ -8,7 +8,7 @@
 //! Zero is exactly representable under every fit, so pruned weights stay zero. Rows are encoded in parallel; each depends
 //! on nothing but itself, so the bytes do not depend on threads.
 //!
-//! Neighbours: [`super::rows`] drives the encoder over rows, [`crate::fit`] finds the grids, [`crate::pack`] owns the bit
+//! Neighbours: `rows.rs` drives the encoder over rows, [`crate::fit`] finds the grids, [`crate::pack`] owns the bit
 //! layout.
 
 use std::mem::MaybeUninit;
@@ -31,7 +31,7 @@ pub struct EncodedInt {
     pub codes: Vec<u8>,
     /// Bytes per packed row.
     pub row_bytes: usize,
-    /// Scales in the order of [`Granularity::scale_shape`], each exactly representable in the scheme's scale type.
+    /// Scales in the order of [`crate::Granularity::scale_shape`], each exactly representable in the scheme's scale type.
     pub scales: Vec<f32>,
     /// Zero points beside the scales, where the scheme is asymmetric.
     pub zeros: Option<Vec<i8>>,

@@ -10,7 +10,7 @@
 //! Under [`Fit::AbsMax`] codes and scales equal those of bitsandbytes; under [`Fit::Search`] the scale is the positive one
 //! of least squared error, and codes are chosen for the scale as it will be read back.
 //!
-//! Neighbours: [`super::blocks`] drives the encoder over blocks, [`super::nested`] has the scales of scales.
+//! Neighbours: `blocks.rs` drives the encoder over blocks, [`super::nested`] has the scales of scales.
 
 pub use super::nested::{NESTED_BLOCK, Nested, dynamic_map};
 
