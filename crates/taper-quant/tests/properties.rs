@@ -127,8 +127,10 @@ proptest! {
             values.iter().zip(&decoded).map(|(x, y)| f64::from(x - y).powi(2)).sum()
         };
         // A grid of candidates may miss the very best by a little on tiny groups.
+        // Rounding a scale to bf16 moves the outermost of 127 levels by up to a quarter of a step: more than a search gains.
+        let coarse = scheme.scales == ScaleType::BF16 && scheme.bits.get() > 6;
         let (search, rule) = (error(&Fit::default()), error(&Fit::MinMax));
-        prop_assert!(search <= 1.05 * rule + 1e-9, "{search} against {rule}");
+        prop_assert!(search <= if coarse { 1.3 } else { 1.05 } * rule + 1e-9, "{search} against {rule}");
     }
 
     #[test]

@@ -63,18 +63,6 @@ const FINER: [f32; LANES] = [-0.75, -0.5, -0.25, -0.125, 0.125, 0.25, 0.5, 0.75]
 /// Times that codes and scale are refitted in turn, at most; it ends by itself when nothing changes.
 const REFITS: usize = 4;
 
-/// Σ w (x − x̂)² of values on a grid.
-fn error(values: &[f32], weights: Option<&[f32]>, grid: Grid, scheme: &Scheme) -> f64 {
-    let (low, high) = (f64::from(scheme.bits.lowest()), f64::from(scheme.bits.highest()));
-    let (scale, zero) = (f64::from(grid.scale), f64::from(grid.zero));
-    let one = |(i, x): (usize, &f32)| {
-        let x = f64::from(*x);
-        let q = (x / scale + zero).round_ties_even().clamp(low, high) - zero;
-        (x - q * scale).powi(2) * weights.map_or(1.0, |w| f64::from(w[i]))
-    };
-    values.iter().enumerate().map(one).sum()
-}
-
 impl Search {
     /// With scales that are never negative.
     #[must_use]
@@ -107,12 +95,7 @@ impl Search {
         let mut tiles =
             Tiles::new(Encoders::active(), self.number(scheme), self.steps, length, weights.is_some());
         tiles.put(0, values, weights.as_deref(), low, high);
-        let found = tiles.run().next();
-        let found = found.map_or(spanning, |found| Grid { scale: found.scale, zero: found.zero as i32 });
-        // Rounded to its stored type, the best scale may fall behind one that happens to need no rounding: by more than
-        // the per cent that near ties differ by.
-        let error = |grid| error(values, weights.as_deref(), grid, scheme);
-        Ok(if 1.01 * error(spanning) < error(found) { spanning } else { found })
+        Ok(tiles.run().next().map_or(spanning, |found| Grid { scale: found.scale, zero: found.zero as i32 }))
     }
 
     /// What numbers the grids of a scheme make.
