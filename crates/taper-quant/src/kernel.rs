@@ -55,7 +55,7 @@ pub enum Arithmetic {
     /// Activations rounded to eight bits per token and group of the weight; integer sums per group, f32 between groups.
     ///
     /// An activation x becomes round(127 x / max |x|) within its group: an error of at most max |x| / 254 each. On normal
-    /// activations that adds about 0.6 % (groups of 32) to 0.8 % (whole rows) of the output's norm, against 10 % that
+    /// activations that adds 0.5 % (groups of 32) to 0.7 % (whole rows) of the output's norm, against 10 % that
     /// int4 itself adds. NF4 levels become bytes as well: 1/254 of the block's largest.
     Int8,
 }

@@ -9,7 +9,7 @@
 //! SignRound (Cheng et al., arXiv 2309.05516), as AutoRound has it, with three differences: learning starts from scales
 //! searched for the inputs that the block really gets (errors weighted by E\[x²\], signed scales); ranges move by their
 //! gradient over its running size, on the scale that is stored; and some batches are kept aside, so that a block whose
-//! learned rounding is not better on text that it has not learned from goes back to where it started, and the report says so.
+//! learned rounding is not better on text that it has not learned from goes back to where it started.
 //!
 //! One block is held at a time, with the hidden states of all batches before and after quantization; time is linear in the
 //! number of blocks. Neighbours: [`crate::learn`] has the arithmetic, `tuned/block.rs` teaches one block,
@@ -77,7 +77,7 @@ impl Schedule {
     }
 }
 
-/// Learns rounding and ranges of the matrices of every block. Recipe key `tuned`.
+/// Learns rounding and ranges of the matrices of every block. From Rust only so far: recipes have no arm for it.
 #[derive(Clone)]
 pub struct Tuned {
     blocks: Arc<dyn Blocks>,
