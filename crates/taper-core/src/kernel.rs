@@ -23,6 +23,7 @@ pub mod conv;
 pub mod dense;
 pub mod gram;
 pub mod isa;
+pub mod lent;
 pub mod sheet;
 pub mod threads;
 

@@ -155,9 +155,11 @@ pub(crate) struct Kernels {
     pub(crate) expand_f32: fn(&ExpandFloat<'_>, out: &mut [f32]),
     /// Products of bf16; `None` where the machine has no instruction for them.
     pub(crate) bf16: Option<Bf16>,
+    /// Nibbles are unpacked anew beside the products of every tile, in instructions that those leave free; else once.
+    pub(crate) unpacks_along: bool,
     /// Sums of integer products, scaled segment by segment.
     pub(crate) tile_i8: fn(&TileI8<'_>, c: &mut Cells<'_>),
-    /// Few tokens times packed codes; `None` where that gains nothing.
+    /// Up to twelve tokens times packed codes; `None` where that gains nothing.
     pub(crate) few_f32: Option<fn(&FewF32<'_>, c: &mut Cells<'_>)>,
     /// `c += a · panel`: `a` is `[columns, tokens]`, panels are `[columns, 16]`, `stride` values apart.
     pub(crate) tile_f32: fn(a: &[f32], panels: &[f32], stride: usize, c: &mut Cells<'_>),
@@ -170,7 +172,7 @@ pub(crate) struct Bf16 {
     pub(crate) expand: fn(&ExpandFloat<'_>, out: &mut [u16]),
     /// As [`Kernels::tile_i8`].
     pub(crate) tile: fn(&TileBf16<'_>, c: &mut Cells<'_>),
-    /// Up to four tokens times packed nibbles.
+    /// Up to twelve tokens times packed nibbles.
     pub(crate) few: fn(&FewBf16<'_>, c: &mut Cells<'_>),
 }
 

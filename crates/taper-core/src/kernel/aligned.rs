@@ -49,6 +49,17 @@ impl<T: Number> Aligned<T> {
         let lines = (len * size_of::<T>()).div_ceil(64);
         Self { lines: vec![Line([0; 64]); lines], len, of: PhantomData }
     }
+
+    /// Bytes that there is room for.
+    pub(super) fn room(&self) -> usize {
+        self.lines.len() * 64
+    }
+
+    /// The same bytes as other numbers. Panics where there is no room for so many.
+    pub(super) fn cast<U: Number>(self, len: usize) -> Aligned<U> {
+        assert!(len * size_of::<U>() <= self.room(), "no room for {len} numbers");
+        Aligned { lines: self.lines, len, of: PhantomData }
+    }
 }
 
 impl<T: Number> Deref for Aligned<T> {

@@ -20,6 +20,7 @@ use rayon::prelude::*;
 
 use super::{
     aligned::{Aligned, Number},
+    lent::Lent,
     loops::ROWS,
     sheet::{self, Stretch},
     table::{self, Kernels, Loops, Pairs},
@@ -220,13 +221,7 @@ fn by_plan<P: Plan>(plan: &P, x: &[P::X], shape: Shape) -> Vec<f32> {
         for start in (0..out.len).step_by(together * lanes) {
             let count = (together * lanes).min(out.len - start);
             let c = panels(plan, &a, &sizes, shape, (out.first + start, count));
-            for (p, c) in c.chunks_exact(shape.tokens * lanes).enumerate() {
-                let at = start + p * lanes;
-                let valid = lanes.min(out.len - at);
-                for (token, c) in c.chunks_exact(lanes).enumerate() {
-                    out.of(token)[at..at + valid].copy_from_slice(&c[..valid]);
-                }
-            }
+            out.gather(start, lanes, &c);
         }
     })
 }
@@ -280,11 +275,11 @@ fn panels<P: Plan>(
     sizes: &[usize],
     shape: Shape,
     (first, rows): (usize, usize),
-) -> Aligned<f32> {
+) -> Lent<f32> {
     let (lanes, _) = plan.sizes();
     let (count, tokens, words) = (rows.div_ceil(lanes), shape.tokens, shape.cols.div_ceil(P::SPAN));
-    let mut c = Aligned::zeros(count * tokens * lanes);
-    let mut made = Aligned::<P::Word>::zeros(count * lanes * DEPTH);
+    let mut c = Lent::zeros(count * tokens * lanes);
+    let mut made = Lent::<P::Word>::new(count * lanes * DEPTH);
     for start in (0..words).step_by(DEPTH) {
         let run = DEPTH.min(words - start);
         let size = run * lanes;

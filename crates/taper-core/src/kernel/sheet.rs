@@ -68,6 +68,22 @@ impl<T> Stretch<'_, T> {
     }
 }
 
+impl<T: Copy> Stretch<'_, T> {
+    /// Takes `[panels, tokens, lanes]` values: panel `p` has the rows from `start + p · lanes` on, as far as there are some.
+    ///
+    /// Token by token, because each token's rows lie in a page of their own.
+    pub fn gather(&mut self, start: usize, lanes: usize, panels: &[T]) {
+        let (tokens, len) = (self.sheet.tokens, self.place.len);
+        for token in 0..tokens {
+            let out = &mut self.of(token)[start..len.min(start + panels.len() / tokens)];
+            let values = panels.chunks_exact(lanes).skip(token).step_by(tokens);
+            for (out, values) in out.chunks_mut(lanes).zip(values) {
+                out.copy_from_slice(&values[..out.len()]);
+            }
+        }
+    }
+}
+
 /// Computes a `[tokens, rows]` result in stretches of a multiple of `unit` rows; a row costs `cost` multiplications.
 ///
 /// Small results stay on this thread, others are cut for the threads of rayon's current pool. `work` must not depend on

@@ -67,6 +67,7 @@ static TABLE: Kernels = Kernels {
     // SAFETY: as above.
     expand_f32: |job, out| unsafe { expand::expand_f32(job, out) },
     bf16: None,
+    unpacks_along: true,
     // SAFETY: as above.
     tile_i8: |job, c| unsafe { integers::tile_i8(job, c) },
     // SAFETY: as above.

@@ -19,10 +19,7 @@ pub(crate) mod int8;
 use rayon::prelude::*;
 use std::{borrow::Cow, ops::Range};
 
-use taper_core::kernel::{
-    aligned::{Aligned, Number},
-    sheet,
-};
+use taper_core::kernel::{aligned::Number, lent::Lent, sheet};
 
 use super::{
     Cells, Kernels, PanelGrids,
@@ -54,7 +51,7 @@ pub(crate) trait Mode: Sync {
     fn words(&self, columns: usize, tiles: &[usize]) -> usize;
 
     /// Expands one panel of a run.
-    fn expand(&self, panel: &Panel<'_>, scratch: &mut Vec<u8>, out: &mut [Self::Word]);
+    fn expand(&self, panel: &Panel<'_>, out: &mut [Self::Word]);
 
     /// Multiplies a tile by panels.
     fn multiply(&self, job: &Job<'_, Self>, c: &mut Cells<'_>);
@@ -113,9 +110,10 @@ fn tile_sizes(tokens: usize, most: usize) -> Vec<usize> {
     (0..count).map(|i| (i + 1) * tokens / count - i * tokens / count).collect()
 }
 
-/// Tokens of a tile whose sums of short groups fit into registers beside the integer or unscaled ones.
+/// Tokens of a tile where the sums of short groups are scaled so often that they must stay in registers, beside the integer
+/// or unscaled ones.
 fn held(w: &Tiles, tokens: usize) -> usize {
-    let short = w.segments.len() > 1 && w.segments.iter().all(|segment| segment.len <= 128);
+    let short = w.segments.len() > 1 && w.segments.iter().all(|segment| segment.len <= 64);
     if tokens > 12 && short { 6 } else { tokens }
 }
 
@@ -169,17 +167,10 @@ fn product<M: Mode>(kernels: &Kernels, w: &Tiles, mode: &M, x: &[f32], tokens: u
         tokens,
     };
     sheet::fill(tokens, w.rows, PANELS * LANES, w.cols * tokens / 2, |out| {
-        let mut room = Room::default();
         for start in (0..out.len).step_by(PANELS * LANES) {
             let rows = (PANELS * LANES).min(out.len - start);
-            let c = walk.block((out.first + start) / LANES, rows.div_ceil(LANES), &mut room);
-            for (p, c) in c.chunks_exact(tokens * LANES).enumerate() {
-                let at = start + p * LANES;
-                let valid = LANES.min(out.len - at);
-                for (token, c) in c.as_chunks::<LANES>().0.iter().enumerate() {
-                    out.of(token)[at..at + valid].copy_from_slice(&c[..valid]);
-                }
-            }
+            let c = walk.block((out.first + start) / LANES, rows.div_ceil(LANES));
+            out.gather(start, LANES, &c);
         }
     })
 }
@@ -195,47 +186,27 @@ struct Walk<'a, M: Mode> {
     tokens: usize,
 }
 
-/// Buffers that a thread uses again.
-struct Room<M: Mode> {
-    c: Aligned<f32>,
-    scales: Aligned<f32>,
-    words: Aligned<M::Word>,
-    scratch: Vec<u8>,
-}
-
-impl<M: Mode> Default for Room<M> {
-    fn default() -> Self {
-        let (c, scales) = (Aligned::zeros(0), Aligned::zeros(0));
-        Self { c, scales, words: Aligned::zeros(0), scratch: Vec::new() }
-    }
-}
-
-/// Makes a buffer at least so long.
-fn reserve<T: Number>(buffer: &mut Aligned<T>, len: usize) {
-    if buffer.len() < len {
-        *buffer = Aligned::zeros(len);
-    }
-}
-
 impl<M: Mode> Walk<'_, M> {
     /// Up to [`PANELS`] panels times all tokens: `[panels, tokens, 16]`.
-    fn block<'r>(&self, first: usize, panels: usize, room: &'r mut Room<M>) -> &'r [f32] {
+    fn block(&self, first: usize, panels: usize) -> Lent<f32> {
         let (w, tokens) = (self.w, self.tokens);
         let each = w.segments.len() * LANES;
-        reserve(&mut room.c, panels * tokens * LANES);
-        reserve(&mut room.scales, panels * each);
-        let Room { c, scales, words, scratch } = room;
-        let c = &mut c[..panels * tokens * LANES];
-        c.fill(0.0);
-        w.segment_scales(self.kernels, first, &mut scales[..panels * each]);
+        let mut c = Lent::zeros(panels * tokens * LANES);
+        let mut scales = Lent::new(panels * each);
+        w.segment_scales(self.kernels, first, &mut scales);
         let centers = w.segment_centers(first, panels);
-        let grids = PanelGrids { scales, stride: each, offset: w.offset.into(), centers: centers.as_deref() };
+        let grids = PanelGrids {
+            scales: &scales,
+            stride: each,
+            offset: w.offset.into(),
+            centers: centers.as_deref(),
+        };
         for run in &self.runs {
             let stride = self.mode.words(run.columns.len(), self.sizes);
-            reserve(words, panels * stride);
+            let mut words = Lent::new(panels * stride);
             for p in (0..panels).filter(|_| stride > 0) {
                 let panel = Panel { index: first + p, run, grids: grids.from(p, &run.segments) };
-                self.mode.expand(&panel, scratch, &mut words[p * stride..(p + 1) * stride]);
+                self.mode.expand(&panel, &mut words[p * stride..(p + 1) * stride]);
             }
             for (p, together) in groups_of_panels(panels, self.sizes[0]) {
                 let mut token = 0;

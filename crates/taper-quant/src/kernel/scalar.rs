@@ -24,6 +24,7 @@ pub(crate) static TABLE: Kernels = Kernels {
     expand,
     expand_f32,
     bf16: None,
+    unpacks_along: false,
     tile_i8,
     few_f32: None,
     tile_f32,

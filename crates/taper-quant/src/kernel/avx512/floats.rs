@@ -43,14 +43,8 @@ fn few_by<const NIBBLES: bool>(job: &FewF32<'_>, c: &mut Cells<'_>) {
     match (c.panels, c.tokens) {
         (4, 1) => few::<NIBBLES, 4, 1>(job, c),
         (4, _) => few::<NIBBLES, 4, 2>(job, c),
-        (2, 1) => few::<NIBBLES, 2, 1>(job, c),
-        (2, 2) => few::<NIBBLES, 2, 2>(job, c),
-        (2, 3) => few::<NIBBLES, 2, 3>(job, c),
-        (2, _) => few::<NIBBLES, 2, 4>(job, c),
-        (_, 1) => few::<NIBBLES, 1, 1>(job, c),
-        (_, 2) => few::<NIBBLES, 1, 2>(job, c),
-        (_, 3) => few::<NIBBLES, 1, 3>(job, c),
-        (_, _) => few::<NIBBLES, 1, 4>(job, c),
+        (2, _) => super::by_tokens!(c.tokens, few, NIBBLES, 2; job, c),
+        _ => super::by_tokens!(c.tokens, few, NIBBLES, 1; job, c),
     }
 }
 
@@ -274,14 +268,8 @@ pub(super) fn few_bf16(job: &FewBf16<'_>, c: &mut Cells<'_>) {
     match (c.panels, c.tokens) {
         (4, 1) => few_bf16_of::<4, 1>(job, c),
         (4, _) => few_bf16_of::<4, 2>(job, c),
-        (2, 1) => few_bf16_of::<2, 1>(job, c),
-        (2, 2) => few_bf16_of::<2, 2>(job, c),
-        (2, 3) => few_bf16_of::<2, 3>(job, c),
-        (2, _) => few_bf16_of::<2, 4>(job, c),
-        (_, 1) => few_bf16_of::<1, 1>(job, c),
-        (_, 2) => few_bf16_of::<1, 2>(job, c),
-        (_, 3) => few_bf16_of::<1, 3>(job, c),
-        (_, _) => few_bf16_of::<1, 4>(job, c),
+        (2, _) => super::by_tokens!(c.tokens, few_bf16_of, 2; job, c),
+        _ => super::by_tokens!(c.tokens, few_bf16_of, 1; job, c),
     }
 }
 

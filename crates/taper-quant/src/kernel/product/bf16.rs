@@ -89,9 +89,9 @@ impl Mode for Halves<'_> {
         if self.levels.is_some() { 0 } else { columns * LANES }
     }
 
-    fn expand(&self, panel: &Panel<'_>, scratch: &mut Vec<u8>, out: &mut [u16]) {
+    fn expand(&self, panel: &Panel<'_>, out: &mut [u16]) {
         let levels = self.table.as_ref().map_or(Levels::Integers, Levels::Table);
-        exact::expand_float((self.kernels, self.w), levels, panel, scratch, (self.loops.expand, out));
+        exact::expand_float((self.kernels, self.w), levels, panel, (self.loops.expand, out));
     }
 
     fn multiply(&self, job: &Job<'_, Self>, c: &mut Cells<'_>) {

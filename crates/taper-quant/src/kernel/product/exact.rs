@@ -9,7 +9,7 @@
 //!
 //! Neighbours: [`super::int8`] and [`super::bf16`] are the same with rounded activations.
 
-use taper_core::kernel::aligned::Aligned;
+use taper_core::kernel::{aligned::Aligned, lent::Lent};
 
 use super::{Cells, Job, Mode, Panel, product};
 use crate::kernel::{
@@ -18,7 +18,7 @@ use crate::kernel::{
 };
 
 /// Most tokens that are multiplied straight from codes.
-pub(super) const FEW: usize = 4;
+pub(super) const FEW: usize = 12;
 
 /// x · Wᵀ: `x` is `[tokens, cols]`, the result `[tokens, rows]`.
 pub(crate) fn exact(kernels: &Kernels, w: &Tiles, x: &[f32], tokens: usize) -> Vec<f32> {
@@ -87,17 +87,16 @@ pub(super) fn expand_float<T>(
     (kernels, w): (&Kernels, &Tiles),
     levels: Levels<'_>,
     panel: &Panel<'_>,
-    scratch: &mut Vec<u8>,
     (expand, out): (ExpandTo<T>, &mut [T]),
 ) {
     let columns = &panel.run.columns;
     let codes = &w.codes_from(panel.index, columns.start)[..columns.len() * LANES * w.bits / 8];
+    let mut bytes = Lent::<u8>::new(if w.bits == 8 { 0 } else { columns.len() * LANES });
     let codes = if w.bits == 8 {
         codes
     } else {
-        scratch.resize(columns.len() * LANES, 0);
-        (kernels.expand)(&Expand { codes, bits: w.bits, table: None }, scratch);
-        &scratch[..]
+        (kernels.expand)(&Expand { codes, bits: w.bits, table: None }, &mut bytes);
+        &bytes
     };
     let grids = panel.grids;
     let (quads, scales) = (&panel.run.quads, grids.scales);
@@ -120,8 +119,8 @@ impl Mode for Floats<'_> {
         if few && tiles[0] <= FEW { 0 } else { columns * LANES }
     }
 
-    fn expand(&self, panel: &Panel<'_>, scratch: &mut Vec<u8>, out: &mut [f32]) {
-        expand_float((self.kernels, self.w), self.levels(), panel, scratch, (self.kernels.expand_f32, out));
+    fn expand(&self, panel: &Panel<'_>, out: &mut [f32]) {
+        expand_float((self.kernels, self.w), self.levels(), panel, (self.kernels.expand_f32, out));
     }
 
     fn multiply(&self, job: &Job<'_, Self>, c: &mut Cells<'_>) {

@@ -119,12 +119,12 @@ impl Mode for Bytes<'_> {
     fn words(&self, columns: usize, tiles: &[usize]) -> usize {
         match self.form() {
             Some(CodeForm::Bytes) => 0,
-            Some(_) if tiles.len() == 1 => 0,
+            Some(_) if tiles.len() == 1 || self.kernels.unpacks_along => 0,
             _ => columns * LANES,
         }
     }
 
-    fn expand(&self, panel: &Panel<'_>, _: &mut Vec<u8>, out: &mut [u8]) {
+    fn expand(&self, panel: &Panel<'_>, out: &mut [u8]) {
         let codes = self.w.codes_from(panel.index, panel.run.columns.start);
         let codes = &codes[..panel.run.columns.len() * LANES * self.w.bits / 8];
         (self.kernels.expand)(&Expand { codes, bits: self.w.bits, table: self.table.as_ref() }, out);
