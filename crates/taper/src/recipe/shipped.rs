@@ -39,6 +39,7 @@ shipped!(
     "best-2bit",
     "best-3bit",
     "best-4bit",
+    "budget",
     "gptq-int2-g64",
     "gptq-int3-g128",
     "gptq-int4-g128",
