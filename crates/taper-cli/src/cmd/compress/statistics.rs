@@ -66,7 +66,7 @@ impl Statistics {
 }
 
 /// Saved statistics, or an importance matrix under the names of a Llama's weights.
-fn opened(path: &Path) -> Result<Stats, Failure> {
+pub(in crate::cmd) fn opened(path: &Path) -> Result<Stats, Failure> {
     if path.extension().is_none_or(|e| e != "dat") {
         return Ok(file::open(path)?);
     }
@@ -76,6 +76,11 @@ fn opened(path: &Path) -> Result<Stats, Failure> {
         return Err(Failure::Usage(format!("`{}`: {names}", path.display())));
     }
     Ok(stats)
+}
+
+/// Windows of a language model's calibration text.
+pub(super) fn windows(args: &Compress) -> usize {
+    args.windows.map_or(WINDOWS, std::num::NonZeroUsize::get)
 }
 
 fn calibrated(args: &Compress, path: &Path, checkpoint: &Checkpoint) -> Result<Calibration, Failure> {
