@@ -3,6 +3,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 use crate::{
     Codecs, Error, Gram, Part, Parts, Result, SharedWeight, Stage, Weight, WeightInfo, kernel,
@@ -71,28 +72,40 @@ pub fn damage(before: &dyn Weight, after: &dyn Weight) -> Result<Damage> {
 /// How far a layer's output moves under the inputs that `gram` is of, tr(E G Eᵀ) / tr(W G Wᵀ) with E = W − Ŵ.
 ///
 /// `None` where the matrix has another number of columns than `gram` has inputs (a convolution), or where its output under
-/// these inputs is zero. Both traces are ⟨XᵀX, G⟩, so that a stretch of rows is needed at a time and one triangle for
-/// each of the two.
+/// these inputs is zero. Both traces are ⟨XᵀX, G⟩, so that a stretch of rows is needed at a time, and one triangle, first
+/// for the one and then for the other.
 pub fn output_error(before: &dyn Weight, after: &dyn Weight, gram: &Gram) -> Result<Option<f64>> {
     let d = gram.inputs();
     if !matches!(before.shape(), [_, cols] if *cols == d && d > 0) {
         return Ok(None);
     }
-    let (mut noise, mut signal) = (Symmetric::zeros(d), Symmetric::zeros(d));
     let mut new = Stretches::new(after)?;
-    for_stretches(before, |start, old| {
+    let noise = energy(before, gram, |start, old| {
         let mut errors = new.values(start, old.len())?;
         errors.par_chunks_mut(CHUNK).zip(old.par_chunks(CHUNK)).for_each(|(new, old)| {
             new.iter_mut().zip(old).for_each(|(new, old)| *new = old - *new);
         });
-        for (sums, rows) in [(&mut noise, &errors[..]), (&mut signal, old)] {
-            let chunks: Vec<&[f32]> = rows.chunks(kernel::gram::CHUNK * d).collect();
-            kernel::gram::lower(&chunks, d, &mut sums.rows_mut());
-        }
+        Ok(errors.into())
+    })?;
+    let signal = energy(before, gram, |_, old| Ok(old.into()))?;
+    Ok((signal > 0.0).then(|| (noise / signal).max(0.0)))
+}
+
+/// tr(X G Xᵀ), with X made of a weight stretch by stretch.
+fn energy(
+    weight: &dyn Weight,
+    gram: &Gram,
+    mut made: impl for<'v> FnMut(usize, &'v [f32]) -> Result<Cow<'v, [f32]>>,
+) -> Result<f64> {
+    let d = gram.inputs();
+    let mut sums = Symmetric::zeros(d);
+    for_stretches(weight, |start, values| {
+        let rows = made(start, values)?;
+        let chunks: Vec<&[f32]> = rows.chunks(kernel::gram::CHUNK * d).collect();
+        kernel::gram::lower(&chunks, d, &mut sums.rows_mut());
         Ok(())
     })?;
-    let (noise, signal) = (inner(&noise, gram), inner(&signal, gram));
-    Ok((signal > 0.0).then(|| (noise / signal).max(0.0)))
+    Ok(inner(&sums, gram))
 }
 
 /// ⟨A, G⟩ = Σ_ij A_ij G_ij, row by row in order.

@@ -35,7 +35,14 @@ fn divergence(original: &Checkpoint, changed: &Checkpoint) -> f64 {
         let (a, b) = (original.get(&name(layer)).unwrap(), changed.get(&name(layer)).unwrap());
         importance * verify::damage(a.as_ref(), b.as_ref()).unwrap().normalised_mse
     };
-    LAYERS.into_iter().enumerate().map(layer).sum()
+    let kernel = match original.contains("layers.9.weight") {
+        true => {
+            let kernels = [original, changed].map(|c| c.get("layers.9.weight").unwrap());
+            verify::damage(kernels[0].as_ref(), kernels[1].as_ref()).unwrap().normalised_mse
+        }
+        false => 0.0,
+    };
+    kernel + LAYERS.into_iter().enumerate().map(layer).sum::<f64>()
 }
 
 fn format(bits: u64, group: usize) -> Candidate {
@@ -200,6 +207,9 @@ fn formats_that_leave_a_weight_are_not_chosen_for_it() {
     let survey = mixed.survey(&original, &Run::new(), &judge, &Silent).unwrap();
     let allotment = survey.allot(Budget::Bits(4.0), &Together::Nobody).unwrap();
     assert_eq!(label_of(&survey, &allotment, 9), "round-nearest int4 g32");
+    // The probe could not be it: it is measured at the format that changed it.
+    let kernel = survey.weights.iter().find(|w| w.weight == "layers.9.weight").unwrap();
+    assert!(kernel.costs[0].is_none() && kernel.sensitivity.is_some());
     assert!(allotment.weights.iter().any(|w| survey.labels[w.format] == "trellis"));
     // Where no format suits, the weight is left, with the reason.
     let only = Menu { candidates: vec![trellis], ..menu() };

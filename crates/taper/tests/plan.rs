@@ -98,6 +98,32 @@ fn a_plan_is_a_recipe_that_gives_what_it_predicts() -> Tested {
     Ok(())
 }
 
+/// The least that any mixture of two formats would give at `bits`, if divergence mixed in proportion.
+fn hull(uniform: &[taper::quant::allocate::survey::Uniform], bits: f64) -> f64 {
+    let points: Vec<(f64, f64)> = uniform.iter().map(|u| (u.bits_per_weight(), u.divergence)).collect();
+    let chords = points.iter().flat_map(|a| points.iter().map(move |b| (*a, *b)));
+    let around = chords.filter(|(a, b)| a.0 <= bits && bits <= b.0 && a.0 < b.0);
+    let at = |((x0, y0), (x1, y1)): ((f64, f64), (f64, f64))| y0 + (bits - x0) / (x1 - x0) * (y1 - y0);
+    around.map(at).fold(f64::INFINITY, f64::min)
+}
+
+#[test]
+fn plans_lie_below_the_convex_hull_of_their_formats() -> Tested {
+    let unpinned = FORMATS.split("[[pin]]").next().unwrap_or_default();
+    let planned = planned(unpinned)?;
+    for bits in [3.0, 4.0, 5.5] {
+        let plan = planned.surveyed.plan(Budget::Bits(bits))?;
+        let run = Run::new().with_calibration(&planned.calibration);
+        let (compressed, _) = plan.pipeline()?.run(planned.bundle.open()?, &run)?;
+        let measured = planned.judge.judge(&compressed)?.mean_kl;
+        let hull = hull(&planned.surveyed.survey().uniform, plan.expected().bits_per_weight);
+        assert!(measured < hull, "{bits}: {measured} {hull}");
+        let ratio = plan.expected().divergence / measured;
+        assert!((0.75..1.25).contains(&ratio), "{bits}: {} {measured}", plan.expected().divergence);
+    }
+    Ok(())
+}
+
 #[test]
 fn more_bits_are_predicted_to_diverge_less() -> Tested {
     let planned = planned(FORMATS)?;

@@ -135,7 +135,7 @@ impl Menu {
         let mut done = 0;
         let mut step = || {
             done += 1;
-            match progress.on(&Event::Step { what: "surveying", done, total: steps }) {
+            match progress.on(&Event::Step { what: "surveying", done, total: steps.max(done) }) {
                 Flow::Continue => Ok(()),
                 Flow::Cancel => Err(CoreError::Cancelled),
             }
@@ -147,7 +147,11 @@ impl Menu {
             let (compressed, rows) = work.run(candidate, run)?;
             divergences.push(checked(judge.divergence(&compressed)?)?);
             step()?;
-            for name in work.free.iter().filter(|n| probes.contains(&at) && is_done(&rows, n)) {
+            for name in work.free.iter().filter(|n| is_done(&rows, n)) {
+                // A weight that the first probe left is measured at the first format that does not.
+                if !probes.contains(&at) && points.contains_key(name) {
+                    continue;
+                }
                 let mut one = checkpoint.clone();
                 one.insert(name.clone(), Arc::new(compressed.get(name)?.dense()?));
                 points.entry(name.clone()).or_default().push((at, checked(judge.divergence(&one)?)?));
@@ -195,6 +199,9 @@ impl<'a> Work<'a> {
         let mut pinned = vec![Vec::new(); menu.pins.len()];
         for name in checkpoint.names() {
             let shape = checkpoint.info(&name)?.shape;
+            if name.contains(['*', '?', '{']) || name.starts_with("re:") {
+                return wrong(format!("`{name}` reads as a pattern, and a plan names weights by patterns"));
+            }
             // Only matrices have formats to choose from, whatever the pattern says.
             if shape.len() < 2 || !menu.select.matches(&name, &shape) {
                 continue;
