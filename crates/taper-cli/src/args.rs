@@ -144,7 +144,7 @@ pub(crate) struct Budget {
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub(crate) bytes: Option<u64>,
 
-    /// Divergence from the original that is predicted at most, in nats per token.
+    /// Divergence from the original that is predicted at most: nats per token, 1 - cos for sentence encoders.
     #[arg(long, value_name = "KL", value_parser = positive)]
     pub(crate) divergence: Option<f64>,
 }
@@ -162,7 +162,8 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "FILE|NAME", default_value = "budget")]
     pub(crate) recipe: PathBuf,
 
-    /// The text on which formats are tried: windows for statistics, then windows to judge on.
+    /// The text on which formats are tried: windows (sentences, a line each, for encoders) for statistics, then others to
+    /// judge on.
     #[arg(long, value_name = "FILE")]
     pub(crate) calibrate: PathBuf,
 
@@ -170,7 +171,7 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "N", default_value = "256", value_parser = count)]
     pub(crate) window: NonZeroUsize,
 
-    /// The first N windows are for statistics.
+    /// The first N windows or sentences are for statistics.
     #[arg(long, value_name = "N", default_value = "128", value_parser = count)]
     pub(crate) windows: NonZeroUsize,
 
@@ -182,9 +183,9 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "FILE", conflicts_with = "calibration")]
     pub(crate) stats: Option<PathBuf>,
 
-    /// N windows after those of the statistics are judged on.
-    #[arg(long, value_name = "N", default_value = "16", value_parser = count)]
-    pub(crate) judged: NonZeroUsize,
+    /// N windows or sentences after those of the statistics are judged on: 16 windows, 128 sentences where absent.
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub(crate) judged: Option<NonZeroUsize>,
 
     /// Settle the format of the weights that a pattern names: `*.layers.0.*=gptq int8 channel`.
     #[arg(long, value_name = "PATTERN=FORMAT", value_parser = pin)]

@@ -14,7 +14,7 @@
 
 pub mod judge;
 
-pub use judge::OnWindows;
+pub use judge::{Moved, OnSentences, OnText, OnWindows};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -35,7 +35,8 @@ pub struct Expected {
     pub bytes: u64,
     /// Bytes of all weights of the checkpoint.
     pub total_bytes: u64,
-    /// The predicted divergence of the model: mean KL in nats per token, for a language model.
+    /// The predicted divergence of the model: mean KL in nats per token for a language model, mean 1 − cos for a
+    /// sentence encoder.
     pub divergence: f64,
 }
 

@@ -106,7 +106,7 @@ fn planned(
     let Some(path) = &args.calibrate else {
         return Err(missing("give a text with --calibrate FILE to try them on"));
     };
-    let judge = plan::judge(checkpoint, path, args.window, statistics::windows(args), plan::JUDGED)?;
+    let judge = plan::judge(checkpoint, path, args.window, statistics::windows(args, checkpoint)?, None)?;
     Ok(Surveyed::new(budgeted, checkpoint, run, &judge, bar)?.plan(budget)?)
 }
 

@@ -6,7 +6,7 @@ use taper::{
     Calibration, Checkpoint, Pipeline, Plan, Recipe, Run, Select, WeightPass,
     calibrate::Mode,
     models::calibration,
-    plan::{Expected, OnWindows, Surveyed},
+    plan::{Expected, OnText, Surveyed},
     quant::allocate::{self, Pin},
     recipe::{Budgeted, budget::Fused},
 };
@@ -20,17 +20,16 @@ use crate::{
     terminal::Terminal,
 };
 
-/// Windows of the calibration text that are judged on where nothing is said: 4,096 tokens of the usual 256 tell layers apart
-/// to a tenth or so.
-pub(super) const JUDGED: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 /// Rows of the table on the screen; the plan itself has all of them.
 const ROWS: usize = 16;
 
 #[derive(Serialize)]
 struct Shown<'a> {
     expected: Expected,
-    /// Windows of the calibration text that were judged on.
+    /// Windows (or sentences) of the calibration text that were judged on.
     judged: usize,
+    #[serde(skip)]
+    of: &'static str,
     weights: Vec<Row<'a>>,
     /// Models with one format throughout, measured.
     uniform: Vec<Uniform<'a>>,
@@ -80,7 +79,7 @@ pub(crate) fn run(args: &args::Plan, terminal: Terminal) -> Result<(), Failure> 
         let new = std::fs::File::create_new(out).map_err(Failure::file(out));
         new?.write_all(plan.to_toml().as_bytes()).map_err(Failure::file(out))?;
     }
-    let shown = shown(args, &plan, &surveyed, judge.windows());
+    let shown = shown(args, &plan, &surveyed, judge.judged());
     terminal.show(&shown, || text(&shown))
 }
 
@@ -129,32 +128,32 @@ pub(super) fn menu(budgeted: &Budgeted) -> Pipeline {
     menu.candidates.iter().chain(pins).fold(Pipeline::new(), |pipeline, c| on(pipeline, &c.pass))
 }
 
-/// Who judges, on the windows after those that statistics see.
+/// Who judges, on what comes after the part that statistics see.
 pub(super) fn judge(
     checkpoint: &Checkpoint,
     text: &Path,
     window: NonZeroUsize,
     seen: usize,
-    count: NonZeroUsize,
-) -> Result<OnWindows, Failure> {
+    count: Option<NonZeroUsize>,
+) -> Result<OnText, Failure> {
     judge_if_any(checkpoint, text, window, seen, count)?.ok_or_else(|| {
         Failure::Usage(format!(
-            "`{}` has no windows left to judge on after {seen} of {window} tokens: give a longer text, or fewer --windows",
+            "`{}` has nothing left to judge on after what is calibrated on: give a longer text, or fewer --windows",
             text.display()
         ))
     })
 }
 
-/// As [`judge`]; `None` where the text has no more windows.
+/// As [`judge`]; `None` where the text has no more.
 pub(super) fn judge_if_any(
     checkpoint: &Checkpoint,
     text: &Path,
     window: NonZeroUsize,
     seen: usize,
-    count: NonZeroUsize,
-) -> Result<Option<OnWindows>, Failure> {
+    count: Option<NonZeroUsize>,
+) -> Result<Option<OnText>, Failure> {
     let text = std::fs::read_to_string(text).map_err(Failure::file(text))?;
-    Ok(OnWindows::after(checkpoint, &text, window.get(), seen, count.get())?)
+    Ok(OnText::after(checkpoint, &text, window.get(), seen, count.map(NonZeroUsize::get))?)
 }
 
 fn calibrated(args: &args::Plan, checkpoint: &Checkpoint) -> Result<Calibration, Failure> {
@@ -167,7 +166,12 @@ fn calibrated(args: &args::Plan, checkpoint: &Checkpoint) -> Result<Calibration,
     })
 }
 
-fn shown<'a>(args: &'a args::Plan, plan: &'a Plan, surveyed: &'a Surveyed, judged: usize) -> Shown<'a> {
+fn shown<'a>(
+    args: &'a args::Plan,
+    plan: &'a Plan,
+    surveyed: &'a Surveyed,
+    (judged, of): (usize, &'static str),
+) -> Shown<'a> {
     let mut weights: Vec<Row<'_>> = plan
         .allotment()
         .weights
@@ -191,6 +195,7 @@ fn shown<'a>(args: &'a args::Plan, plan: &'a Plan, surveyed: &'a Surveyed, judge
     Shown {
         expected: plan.expected(),
         judged,
+        of,
         weights,
         uniform: uniform.collect(),
         left: &surveyed.survey().left,
@@ -239,12 +244,13 @@ fn text(shown: &Shown<'_>) -> String {
     let e = &shown.expected;
     text += &format!(
         "\n{formats}\nplan: {:.3} bits per weight, {} bytes; {} bytes with all other weights\npredicted divergence {:.5}, \
-         judged on {} windows of the calibration text",
+         judged on {} {} of the calibration text",
         e.bits_per_weight,
         thousands(e.bytes),
         thousands(e.total_bytes),
         e.divergence,
-        shown.judged
+        shown.judged,
+        shown.of
     );
     if let Some(out) = shown.out {
         text += &format!(

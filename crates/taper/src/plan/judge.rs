@@ -1,12 +1,16 @@
-//! How far a language model has moved, over windows of a text that calibration did not see.
+//! How far a model has moved, over the part of a text that calibration did not see.
 //!
-//! A survey judges one model per weight and format against the same original, so the original's logits are kept as long as they
+//! Language models read windows and are judged by mean KL; sentence encoders read lines ([`sentences`]). A survey judges one model per weight and format against the same original, so the original's logits are kept as long as they
 //! are small. Neighbours: `taper_models::eval::divergence` is the figure.
+
+pub mod sentences;
+
+pub use sentences::OnSentences;
 
 use std::collections::HashMap;
 use taper_core::{Checkpoint, Silent};
 use taper_models::{
-    Llama, Tokenizer,
+    Family, Llama, Tokenizer,
     eval::{Divergence, LanguageModel, Windows, divergence},
 };
 use taper_quant::allocate::Judge;
@@ -16,9 +20,99 @@ use crate::candle::Tensor;
 /// Logits that are kept at most, in bytes: 16 windows of 256 tokens of a vocabulary of 32,768.
 const KEPT: usize = 512 << 20;
 
+/// Windows that are judged on where nothing is said: 4,096 tokens of the usual 256 tell layers apart to a tenth or so.
+pub const WINDOWS: usize = 16;
+
+/// Sentences that are judged on where nothing is said; they are short.
+pub const SENTENCES: usize = 128;
+
+/// A judge for either kind of model that reads text.
+#[derive(Debug)]
+pub enum OnText {
+    /// A language model.
+    Windows(OnWindows),
+    /// A sentence encoder.
+    Sentences(OnSentences),
+}
+
+/// How far a model has moved.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Moved {
+    /// Mean KL in nats per token, or mean 1 − cos of sentence vectors.
+    pub divergence: f64,
+    /// The share of predictions where both models find the same token likeliest; of language models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top1_agreement: Option<f64>,
+    /// Windows or sentences that were read.
+    pub judged: usize,
+}
+
+impl OnText {
+    /// Over `count` windows (or lines) of `text` after the first `seen` of them, [`WINDOWS`] or [`SENTENCES`] where it is not
+    /// said; `None` where there are no more.
+    ///
+    /// # Errors
+    /// Where the checkpoint's model reads no text, or the text fills no window.
+    pub fn after(
+        original: &Checkpoint,
+        text: &str,
+        window: usize,
+        seen: usize,
+        count: Option<usize>,
+    ) -> Result<Option<Self>, taper_models::Error> {
+        if Family::of(original)? != Family::Bert {
+            let windows = OnWindows::after(original, text, window, seen, count.unwrap_or(WINDOWS))?;
+            return Ok(windows.map(Self::Windows));
+        }
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let lines = lines.skip(seen).take(count.unwrap_or(SENTENCES)).map(ToOwned::to_owned);
+        let lines: Vec<String> = lines.collect();
+        if lines.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Self::Sentences(OnSentences::new(original, lines)?)))
+    }
+
+    /// How many windows or sentences are read, and what they are.
+    #[must_use]
+    pub fn judged(&self) -> (usize, &'static str) {
+        match self {
+            Self::Windows(on) => (on.windows(), "windows"),
+            Self::Sentences(on) => (on.sentences(), "sentences"),
+        }
+    }
+
+    /// The whole figure for a compressed checkpoint.
+    ///
+    /// # Errors
+    /// Where the checkpoint's model cannot be run.
+    pub fn judge(&self, compressed: &Checkpoint) -> Result<Moved, taper_models::Error> {
+        let (judged, _) = self.judged();
+        Ok(match self {
+            Self::Windows(on) => {
+                let found = on.judge(compressed)?;
+                let top1_agreement = Some(found.top1_agreement);
+                Moved { divergence: found.mean_kl, top1_agreement, judged }
+            }
+            Self::Sentences(on) => {
+                Moved { divergence: on.divergence(compressed)?, top1_agreement: None, judged }
+            }
+        })
+    }
+}
+
+impl Judge for OnText {
+    fn divergence(&self, checkpoint: &Checkpoint) -> taper_core::Result<f64> {
+        match self {
+            Self::Windows(on) => on.divergence(checkpoint),
+            Self::Sentences(on) => on.divergence(checkpoint),
+        }
+    }
+}
+
 /// Mean KL of a language model's original to a compressed one, over windows of a text.
 pub struct OnWindows {
-    original: Remembered,
+    original: Box<Remembered>,
     windows: Windows,
 }
 
@@ -61,7 +155,7 @@ impl OnWindows {
             }
             logits.insert(window.to_vec(), said);
         }
-        Ok(Self { original: Remembered { model, logits }, windows })
+        Ok(Self { original: Box::new(Remembered { model, logits }), windows })
     }
 
     /// Over the `count` windows of `text` that come after the first `seen` of them; `None` where there are no more.
@@ -91,7 +185,7 @@ impl OnWindows {
     /// As [`divergence`].
     pub fn judge(&self, compressed: &Checkpoint) -> Result<Divergence, taper_models::Error> {
         let model = crate::build(compressed)?.language()?;
-        divergence(&self.original, &model, &self.windows, &Silent)
+        divergence(self.original.as_ref(), &model, &self.windows, &Silent)
     }
 }
 

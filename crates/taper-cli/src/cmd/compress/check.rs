@@ -2,15 +2,13 @@
 
 use serde::Serialize;
 use std::{fmt, path::Path};
-use taper::{Checkpoint, Report, models::eval::Divergence, plan::Expected};
+use taper::{
+    Checkpoint, Report,
+    plan::{Expected, Moved},
+};
 
 use super::statistics;
-use crate::{
-    args::Compress,
-    cmd::plan::{self, JUDGED},
-    failure::Failure,
-    table::thousands,
-};
+use crate::{args::Compress, cmd::plan, failure::Failure, table::thousands};
 
 /// What was predicted, and what was found.
 #[derive(Debug, Serialize)]
@@ -19,9 +17,9 @@ pub(super) struct Checked {
     expected: Expected,
     /// Bytes of all weights.
     total_bytes: u64,
-    /// The divergence on the windows of the calibration text that statistics did not see; where there is such a text.
+    /// The divergence on the part of the calibration text that statistics did not see; where there is such a text.
     #[serde(skip_serializing_if = "Option::is_none")]
-    measured: Option<Divergence>,
+    measured: Option<Moved>,
 }
 
 impl Checked {
@@ -34,7 +32,10 @@ impl Checked {
         report: &Report,
     ) -> Result<Self, Failure> {
         let judge = match &args.calibrate {
-            Some(text) => plan::judge_if_any(original, text, args.window, statistics::windows(args), JUDGED)?,
+            Some(text) => {
+                let seen = statistics::windows(args, original)?;
+                plan::judge_if_any(original, text, args.window, seen, None)?
+            }
             None => None,
         };
         let measured = match judge {
@@ -61,13 +62,17 @@ impl fmt::Display for Checked {
         }
         write!(f, "; divergence {:.5} predicted", self.expected.divergence)?;
         match &self.measured {
-            Some(d) => write!(
-                f,
-                ", {:.5} measured on {} windows of the calibration text (top-1 agreement {:.2} %)",
-                d.mean_kl,
-                d.windows,
-                100.0 * d.top1_agreement
-            ),
+            Some(found) => {
+                write!(
+                    f,
+                    ", {:.5} measured on the calibration text's next {}",
+                    found.divergence, found.judged
+                )?;
+                match found.top1_agreement {
+                    Some(share) => write!(f, " windows (top-1 agreement {:.2} %)", 100.0 * share),
+                    None => write!(f, " sentences"),
+                }
+            }
             None => write!(f, "; measure it with `taper eval --text FILE --against ORIGINAL`"),
         }
     }

@@ -78,15 +78,15 @@ pub(in crate::cmd) fn opened(path: &Path) -> Result<Stats, Failure> {
     Ok(stats)
 }
 
-/// Windows of a language model's calibration text.
-pub(super) fn windows(args: &Compress) -> usize {
-    args.windows.map_or(WINDOWS, std::num::NonZeroUsize::get)
+/// Windows of a language model's calibration text, or sentences of an encoder's, that are calibrated on.
+pub(super) fn windows(args: &Compress, checkpoint: &Checkpoint) -> Result<usize, Failure> {
+    let all = if Family::of(checkpoint)? == Family::Llama { WINDOWS } else { usize::MAX };
+    Ok(args.windows.map_or(all, std::num::NonZeroUsize::get))
 }
 
 fn calibrated(args: &Compress, path: &Path, checkpoint: &Checkpoint) -> Result<Calibration, Failure> {
     let text = std::fs::read_to_string(path).map_err(Failure::file(path))?;
-    let all = if Family::of(checkpoint)? == Family::Llama { WINDOWS } else { usize::MAX };
-    let count = args.windows.map_or(all, std::num::NonZeroUsize::get);
+    let count = windows(args, checkpoint)?;
     let calibration = calibration::on_text(checkpoint, &text, args.window.get(), count)?;
     Ok(match args.calibration {
         Some(args::Mode::Once) => calibration.with_mode(Mode::Once),
