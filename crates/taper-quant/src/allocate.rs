@@ -13,6 +13,22 @@
 //!
 //! Nothing here knows formats or architectures: candidates are passes, and a [`Judge`] says how far a model has moved.
 //!
+//! The search alone serves any table of sizes and damages:
+//!
+//! ```
+//! use taper_quant::allocate::{Choice, Limit, solve};
+//!
+//! let layer = |sensitivity: f64| -> Vec<Choice> {
+//!     let formats = [(2, 0.12), (3, 0.035), (4, 0.01)];
+//!     formats.iter().map(|&(bytes, error)| Choice { bytes, damage: sensitivity * error }).collect()
+//! };
+//! // Nine bytes for three layers, of which one matters more than the others.
+//! let chosen = solve(&[layer(1.0), layer(9.0), layer(2.0)], Limit::Bytes(9))?;
+//! assert_eq!(chosen, [0, 2, 1]);
+//! assert!(solve(&[layer(1.0)], Limit::Bytes(1)).is_err());
+//! # Ok::<(), taper_quant::allocate::Infeasible>(())
+//! ```
+//!
 //! Neighbours: `solve.rs` is the search, [`survey`] measures, [`curve`] interpolates, [`plan`] chooses.
 
 pub mod curve;

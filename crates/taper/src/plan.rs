@@ -19,11 +19,10 @@ pub use judge::{Moved, OnSentences, OnText, OnWindows};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{collections::BTreeSet, fmt::Write};
-use taper_core::{Checkpoint, Couplings, Pipeline, Progress, Result, Run, Select, WeightPass};
-use taper_models::Families;
+use taper_core::{Checkpoint, Pipeline, Progress, Result, Run, Select, WeightPass};
 use taper_quant::allocate::{Allotment, Budget, Candidate, Judge, Survey, Together};
 
-use crate::recipe::{Budgeted, budget::Fused};
+use crate::recipe::Budgeted;
 
 /// What is to be expected of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -62,13 +61,7 @@ impl Surveyed {
         progress: &dyn Progress,
     ) -> Result<Self> {
         let menu = &budgeted.menu;
-        let together = match budgeted.fused {
-            Fused::Apart => Together::Nobody,
-            Fused::Together => {
-                let readers = Families.scalings(checkpoint)?.into_iter().map(|s| s.consumers);
-                Together::Sets(readers.map(|r| r.into_iter().map(|c| c.weight).collect()).collect())
-            }
-        };
+        let together = budgeted.together(checkpoint)?;
         let survey = menu.survey(checkpoint, run, judge, progress)?;
         let formats = menu.candidates.iter().chain(menu.pins.iter().map(|p| &p.candidate)).cloned().collect();
         Ok(Self { survey, formats, together })
@@ -80,7 +73,7 @@ impl Surveyed {
         &self.survey
     }
 
-    /// The formats of a survey that was taken already.
+    /// Candidates and pins, in the order of [`Survey::labels`].
     #[must_use]
     pub fn formats(&self) -> &[Candidate] {
         &self.formats

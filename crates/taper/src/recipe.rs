@@ -115,7 +115,7 @@ impl Recipe {
                 }
             }
         }
-        let budgeted = choice.read(text, tables.first().map(|(start, _)| *start))?;
+        let budgeted = choice.read(text, tables.first().map(|(start, _)| *start), &couplings)?;
         if tables.is_empty() && budgeted.is_none() {
             return Err(RecipeError::Empty);
         }

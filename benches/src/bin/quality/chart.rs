@@ -16,7 +16,7 @@ pub(crate) fn svg(uniform: &[Point], planned: &[Point]) -> String {
     let along = |v: f64, (low, high): (f64, f64), from: f64, to: f64| {
         from + (v - low) / (high - low).max(1e-9) * (to - from)
     };
-    let x = |p: &Point| along(p.bits, bits, MARGIN, WIDTH - MARGIN / 2.0);
+    let x = |p: &Point| along(p.bits, bits, MARGIN, WIDTH - MARGIN);
     let y = |p: &Point| along(p.kl.log10(), kl, HEIGHT - MARGIN, MARGIN / 2.0);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#ffffff\"/>\n"
@@ -27,20 +27,23 @@ pub(crate) fn svg(uniform: &[Point], planned: &[Point]) -> String {
         "<polyline points=\"{}\" fill=\"none\" stroke=\"#4878a8\" stroke-width=\"2\"/>\n",
         line.join(" ")
     );
-    for (points, colour) in [(planned, "#4878a8"), (uniform, "#c2571a")] {
+    // Formats are labelled above their dots and plans below theirs, so that neighbours do not meet.
+    for (points, colour, dx, dy, anchor) in
+        [(planned, "#4878a8", -6.0, 14.0, "end"), (uniform, "#c2571a", 6.0, -6.0, "start")]
+    {
         for p in points.iter().filter(|p| p.kl > 0.0) {
-            svg += &format!("<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"{colour}\"/>\n", x(p), y(p));
+            let (x, y) = (x(p), y(p));
+            svg += &format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{colour}\"/>\n");
+            let (x, y) = (x + dx, y + dy);
             svg += &format!(
-                "<text x=\"{:.1}\" y=\"{:.1}\" fill=\"#666\">{:.4}</text>\n",
-                x(p) + 7.0,
-                y(p) - 4.0,
+                "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"{colour}\">{:.2e}</text>\n",
                 p.kl
             );
         }
     }
-    for p in uniform {
-        let (x, y) = (x(p), HEIGHT - MARGIN + 20.0);
-        svg += &format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{:.3}</text>\n", p.bits);
+    for tick in (bits.0.ceil() as u32)..=(bits.1.floor() as u32) {
+        let (x, y) = (along(f64::from(tick), bits, MARGIN, WIDTH - MARGIN), HEIGHT - MARGIN + 28.0);
+        svg += &format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{tick}</text>\n");
     }
     let words = "bits per weight; KL (nats, logarithmic): one format (dots), a format per weight (line)";
     svg += &format!("<text x=\"{MARGIN}\" y=\"{:.1}\">{words}</text>\n", HEIGHT - 16.0);

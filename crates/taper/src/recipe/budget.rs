@@ -21,7 +21,9 @@
 //! Neighbours: [`crate::plan`] makes a plan of it; `taper_quant::allocate` measures and solves.
 
 use serde::Deserialize;
-use taper_quant::allocate::Menu;
+use std::sync::Arc;
+use taper_core::{Checkpoint, Couplings};
+use taper_quant::allocate::{Menu, Together};
 use toml::{
     Spanned,
     de::{DeTable, DeValue, ValueDeserializer},
@@ -42,12 +44,39 @@ pub enum Fused {
 }
 
 /// What to choose from, and how.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Budgeted {
     /// Weights, formats, pins.
     pub menu: Menu,
     /// Whether layers that read one input share a format.
     pub fused: Fused,
+    /// Who knows which layers read one input.
+    pub couplings: Arc<dyn Couplings>,
+}
+
+impl std::fmt::Debug for Budgeted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Budgeted")
+            .field("menu", &self.menu)
+            .field("fused", &self.fused)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Budgeted {
+    /// The sets of weights that must share a format.
+    ///
+    /// # Errors
+    /// Where the architecture cannot tell which layers read one input.
+    pub fn together(&self, checkpoint: &Checkpoint) -> taper_core::Result<Together> {
+        Ok(match self.fused {
+            Fused::Apart => Together::Nobody,
+            Fused::Together => {
+                let readers = self.couplings.scalings(checkpoint)?.into_iter().map(|s| s.consumers);
+                Together::Sets(readers.map(|r| r.into_iter().map(|c| c.weight).collect()).collect())
+            }
+        })
+    }
 }
 
 /// The options of `[budget]`.
@@ -72,7 +101,12 @@ pub(super) struct Tables<'a> {
 
 impl Tables<'_> {
     /// What to choose from; `None` where nothing is left to choose. `passes` is where the first pass stands.
-    pub(super) fn read(self, text: &str, passes: Option<usize>) -> Result<Option<Budgeted>, RecipeError> {
+    pub(super) fn read(
+        self,
+        text: &str,
+        passes: Option<usize>,
+        couplings: &Arc<dyn Couplings>,
+    ) -> Result<Option<Budgeted>, RecipeError> {
         let parts = [
             ("budget", self.budget.as_ref().map(|(start, _)| *start)),
             ("candidate", self.candidates.first().map(|(start, _)| *start)),
@@ -103,7 +137,8 @@ impl Tables<'_> {
             pins.push(arms::pin(Step::read(text, index + 1, start, table)?)?);
         }
         let probes = options.probes.unwrap_or(PROBES);
-        Ok(Some(Budgeted { menu: Menu { select, candidates, pins, probes }, fused: options.fused }))
+        let menu = Menu { select, candidates, pins, probes };
+        Ok(Some(Budgeted { menu, fused: options.fused, couplings: Arc::clone(couplings) }))
     }
 }
 
