@@ -25,6 +25,10 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Compress a model directory into a new one.
     Compress(Box<Compress>),
+    /// Choose a format for each weight within a budget, and write the choice as a recipe.
+    Plan(Box<Plan>),
+    /// Show what a compression did to each weight, the most damaged first.
+    Report(Report),
     /// List the recipes that come with the command.
     Recipes,
     /// Judge a model: perplexity on a text, agreement with sentence scores, accuracy on features.
@@ -54,8 +58,12 @@ pub(crate) struct Compress {
     pub(crate) out: Option<PathBuf>,
 
     /// Passes from a TOML file, or a shipped recipe by its name (`taper recipes` lists them).
-    #[arg(long, value_name = "FILE|NAME")]
+    #[arg(long, value_name = "FILE|NAME", visible_alias = "plan")]
     pub(crate) recipe: Option<PathBuf>,
+
+    /// For recipes that choose a format for each weight, such as `budget`.
+    #[command(flatten)]
+    pub(crate) budget: Budget,
 
     /// Run the model on this text, so that passes know what its layers read: windows for language models, a sentence a
     /// line for sentence encoders.
@@ -122,6 +130,104 @@ pub(crate) enum Mode {
     Once,
     /// Each layer sees what the layers before it became.
     Sequential,
+}
+
+/// What a format for each weight may cost.
+#[derive(Debug, clap::Args)]
+#[group(id = "asked", multiple = false)]
+pub(crate) struct Budget {
+    /// Bits per weight on average over the weights that get a format; scales and zero points counted.
+    #[arg(long, value_name = "BITS", value_parser = positive)]
+    pub(crate) bits: Option<f64>,
+
+    /// Bytes of all weights of the model, such as 4000000000, 500M or 4G.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(crate) bytes: Option<u64>,
+
+    /// Divergence from the original that is predicted at most: nats per token, 1 - cos for sentence encoders.
+    #[arg(long, value_name = "KL", value_parser = positive)]
+    pub(crate) divergence: Option<f64>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("budgeted").required(true).args(["bits", "bytes", "divergence"])))]
+pub(crate) struct Plan {
+    /// The model directory; it is only read.
+    pub(crate) dir: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) budget: Budget,
+
+    /// The recipe with the formats to choose from: a TOML file, or a shipped one by its name.
+    #[arg(long, value_name = "FILE|NAME", default_value = "budget")]
+    pub(crate) recipe: PathBuf,
+
+    /// The text on which formats are tried: windows (sentences, a line each, for encoders) for statistics, then others to
+    /// judge on.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibrate: PathBuf,
+
+    /// Tokens per window of the calibration text.
+    #[arg(long, value_name = "N", default_value = "256", value_parser = count)]
+    pub(crate) window: NonZeroUsize,
+
+    /// The first N windows or sentences are for statistics.
+    #[arg(long, value_name = "N", default_value = "128", value_parser = count)]
+    pub(crate) windows: NonZeroUsize,
+
+    /// Statistics of the model as it is, or of what it became so far; sequential for Gram matrices, else once.
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(crate) calibration: Option<Mode>,
+
+    /// Statistics that were saved, in place of those of the text; the text is judged on all the same.
+    #[arg(long, value_name = "FILE", conflicts_with = "calibration")]
+    pub(crate) stats: Option<PathBuf>,
+
+    /// N windows or sentences after those of the statistics are judged on: 16 windows, 128 sentences where absent.
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub(crate) judged: Option<NonZeroUsize>,
+
+    /// Settle the format of the weights that a pattern names: `*.layers.0.*=gptq int8 channel`.
+    #[arg(long, value_name = "PATTERN=FORMAT", value_parser = pin)]
+    pub(crate) pin: Vec<(String, String)>,
+
+    /// Leave the weights that a pattern names as they are.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
+
+    /// One format for layers that read one input: q, k and v; gate and up.
+    #[arg(long)]
+    pub(crate) fused: bool,
+
+    /// Write the plan to this new file: a recipe for `taper compress --recipe FILE`.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Report {
+    /// A model directory that `taper compress` made, or its report.
+    pub(crate) dir: PathBuf,
+
+    /// Draw bits and damage of each weight.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+
+    /// Measure how far the model is from its original on this text (language models).
+    #[arg(long, value_name = "FILE", requires = "against")]
+    pub(crate) text: Option<PathBuf>,
+
+    /// The original.
+    #[arg(long, value_name = "DIR", requires = "text")]
+    pub(crate) against: Option<PathBuf>,
+
+    /// Tokens per window of the text.
+    #[arg(long, value_name = "N", default_value = "256", requires = "text", value_parser = count)]
+    pub(crate) window: NonZeroUsize,
+
+    /// Only the first N windows.
+    #[arg(long, value_name = "N", default_value = "64", requires = "text", value_parser = count)]
+    pub(crate) windows: NonZeroUsize,
 }
 
 #[derive(Debug, clap::Args)]
@@ -206,6 +312,23 @@ pub(crate) struct Demo {
 
 fn count(text: &str) -> Result<NonZeroUsize, String> {
     text.parse().map_err(|_| "expected a whole number of at least 1".to_owned())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|v: &f64| v.is_finite() && *v > 0.0)
+        .ok_or_else(|| "expected a number above 0, such as 3.0".to_owned())
+}
+
+/// A pattern and the format that it is pinned to.
+fn pin(text: &str) -> Result<(String, String), String> {
+    match text.rsplit_once('=') {
+        Some((pattern, format)) if !pattern.is_empty() && !format.is_empty() => {
+            Ok((pattern.to_owned(), format.to_owned()))
+        }
+        _ => Err("expected a pattern and a format, such as `*.layers.0.*=gptq int8 channel`".to_owned()),
+    }
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -6,7 +6,10 @@ mod diff;
 mod eval;
 mod generate;
 mod inspect;
+mod plan;
 mod recipes;
+mod report;
+mod rows;
 
 use crate::{args::Command, failure::Failure, terminal::Terminal};
 
@@ -15,6 +18,8 @@ pub(crate) fn run(command: &Command, terminal: &Terminal) -> Result<(), Failure>
     match command {
         Command::Inspect(args) => inspect::run(args, *terminal),
         Command::Compress(args) => compress::run(args, *terminal),
+        Command::Plan(args) => plan::run(args, *terminal),
+        Command::Report(args) => report::run(args, *terminal),
         Command::Recipes => recipes::run(*terminal),
         Command::Eval(args) => eval::run(args, *terminal),
         Command::Diff(args) => diff::run(args, *terminal),

@@ -52,3 +52,59 @@ fn what_is_missing_or_too_short_is_told() -> Tested {
     assert!(listed.contains("rtn-int2-g64") && listed.contains("found by search"), "{listed}");
     Ok(())
 }
+
+#[test]
+fn a_plan_is_made_shown_written_and_run() -> Tested {
+    let scratch = scratch()?;
+    let text = "--calibrate text.txt --window 64 --windows 8";
+    let plan = |more: &str| scratch.run(&format!("plan model {text} --judged 2 {more}"));
+    let shown = plan("--bits 3.5 --out plan.toml")?.done().out;
+    for word in ["one format throughout", "gptq int3 g128", "predicted divergence", "--recipe plan.toml"] {
+        assert!(shown.contains(word), "no {word} in {shown}");
+    }
+    plan("--bits 3.5 --out plan.toml")?.refused(1, &["plan.toml"]);
+    plan("--bits 3.5 --out one.toml --threads 1")?.done();
+    assert_eq!(std::fs::read(scratch.at("one.toml"))?, std::fs::read(scratch.at("plan.toml"))?);
+    let ran =
+        scratch.run(&format!("--json compress model -o planned --plan plan.toml {text}"))?.done().json()?;
+    let (expected, found) = (&ran["plan"]["expected"], &ran["report"]["output"]["bytes"]);
+    assert_eq!(&expected["total-bytes"], found);
+    assert!(ran["plan"]["measured"]["divergence"].as_f64() > Some(0.0), "{}", ran["plan"]);
+    // The shipped recipe does both at once, with the default number of windows to judge on.
+    let short = "--calibrate text.txt --window 64 --windows 8";
+    let shown =
+        scratch.run(&format!("compress model -o both --recipe budget --bits 4.5 {short}"))?.done().out;
+    assert!(shown.contains("bytes of weights as predicted; divergence"), "{shown}");
+
+    plan("--bits 1.5")?.refused(1, &["1.5 bits per weight cannot be kept; the least possible is 2."]);
+    plan("--bits 3 --bytes 5M")?.refused(2, &["cannot be used with"]);
+    plan("--bits 3 --pin *.0.*=int9")?.refused(2, &["no format is called `int9`", "`gptq int8 channel`"]);
+    plan("--bits 3 --windows 4000")?.refused(2, &["cannot be used multiple times"]);
+    scratch
+        .run("compress model -o out --recipe budget --calibrate text.txt --window 64 --windows 8")?
+        .refused(2, &["--bits, --bytes or --divergence"]);
+    scratch.run("compress model -o out --recipe budget --bits 3")?.refused(2, &["--calibrate FILE"]);
+    scratch.run("compress model -o out --recipe int4 --bits 3")?.refused(2, &["--recipe budget"]);
+    Ok(())
+}
+
+#[test]
+fn a_report_is_shown_drawn_and_measured() -> Tested {
+    let scratch = scratch()?;
+    let text = "--calibrate text.txt --window 64 --windows 8";
+    scratch.run(&format!("compress model -o out --recipe gptq-int4-g32 {text}"))?.done();
+    let shown =
+        scratch.run("report out --svg chart.svg --text text.txt --against model --windows 4")?.done().out;
+    for word in ["output error", "damping", "loss", "against the original: mean KL"] {
+        assert!(shown.contains(word), "no {word} in {shown}");
+    }
+    assert!(std::fs::read_to_string(scratch.at("chart.svg"))?.starts_with("<svg"));
+    let json = scratch.run("--json report out/taper-report.json")?.done().json()?;
+    let rows = json["passes"][0]["rows"].as_array().ok_or("no rows")?;
+    let row = rows.iter().find(|r| r["outcome"] == "done").ok_or("nothing done")?;
+    assert!(row["damage"]["output_error"].as_f64().is_some_and(|e| e > 0.0 && e < 0.1), "{row}");
+    assert_eq!(row["measures"][0]["name"], "damping");
+    scratch.run("report model")?.refused(1, &["taper-report.json"]);
+    scratch.run("report out --text text.txt")?.refused(2, &["--against"]);
+    Ok(())
+}

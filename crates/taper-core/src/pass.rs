@@ -5,11 +5,15 @@
 //! order, traversal, verification, timing, progress and the naming of whoever is guilty.
 
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use crate::{
     Calibration, Checkpoint, Error, Event, Flow, Progress, Result, Select,
-    report::Outcome,
+    report::{Measure, Outcome},
     stats::{InputStats, Stats},
     weight::{Encoding, SharedWeight, Weight},
 };
@@ -91,7 +95,7 @@ pub enum Rewrite {
 impl Rewrite {
     /// A replacement.
     pub fn done(weight: impl Weight + 'static) -> Self {
-        Self::Done(std::sync::Arc::new(weight))
+        Self::Done(Arc::new(weight))
     }
 
     /// No change, and why.
@@ -158,6 +162,33 @@ pub trait WeightPass: Send + Sync + fmt::Debug {
         Self: Sized,
     {
         self.on(Select::matrices())
+    }
+}
+
+/// A pass that is already shared.
+impl<P: WeightPass + ?Sized> WeightPass for Arc<P> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn stage(&self) -> Stage {
+        (**self).stage()
+    }
+
+    fn needs(&self) -> Needs {
+        (**self).needs()
+    }
+
+    fn settings(&self) -> Value {
+        (**self).settings()
+    }
+
+    fn rewrite(&self, name: &str, weight: &SharedWeight, context: &Context<'_>) -> Result<Rewrite> {
+        (**self).rewrite(name, weight, context)
+    }
+
+    fn outline(&self, name: &str, before: &Outline) -> Option<Outline> {
+        (**self).outline(name, before)
     }
 }
 
@@ -261,6 +292,7 @@ pub struct Context<'a> {
     seed: u64,
     progress: ProgressRef<'a>,
     outcomes: Mutex<BTreeMap<String, Outcome>>,
+    measures: Mutex<BTreeMap<String, Vec<Measure>>>,
 }
 
 struct ProgressRef<'a>(&'a dyn Progress);
@@ -275,8 +307,8 @@ impl<'a> Context<'a> {
     /// A context; the driver makes one per pass, tests make their own.
     #[must_use]
     pub fn new(stats: Option<&'a Stats>, seed: u64, progress: &'a dyn Progress) -> Self {
-        let (progress, outcomes) = (ProgressRef(progress), Mutex::default());
-        Self { stats, calibration: None, seed, progress, outcomes }
+        let (outcomes, measures) = (Mutex::default(), Mutex::default());
+        Self { stats, calibration: None, seed, progress: ProgressRef(progress), outcomes, measures }
     }
 
     /// With the model's blocks and what to run them on.
@@ -327,15 +359,33 @@ impl<'a> Context<'a> {
         self.record(weight, Outcome::Added);
     }
 
+    /// Records what the pass found out about a weight; it stands in the weight's row of the report. The value must be
+    /// finite.
+    pub fn measured(&self, weight: &str, measure: Measure) {
+        let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
+        measures.entry(weight.to_owned()).or_default().push(measure);
+    }
+
     fn record(&self, weight: &str, outcome: Outcome) {
-        self.outcomes
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .insert(weight.to_owned(), outcome);
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).insert(weight.to_owned(), outcome);
+    }
+
+    /// The measures of a weight recorded so far, leaving none behind.
+    pub(crate) fn take_measures(&self, pass: &str, weight: &str) -> Result<Vec<Measure>> {
+        let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
+        let measures = measures.remove(weight).unwrap_or_default();
+        match measures.iter().find(|m| !m.value.is_finite()) {
+            None => Ok(measures),
+            Some(m) => Err(Error::RuleBroken {
+                pass: pass.to_owned(),
+                weight: weight.to_owned(),
+                rule: format!("it measured `{}` as {}; measures are finite", m.name, m.value),
+            }),
+        }
     }
 
     /// The outcomes recorded so far, leaving none behind.
     pub(crate) fn take_outcomes(&self) -> BTreeMap<String, Outcome> {
-        std::mem::take(&mut *self.outcomes.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        std::mem::take(&mut *self.outcomes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -1,4 +1,11 @@
-//! What each pass did to each weight: a table on `Display`, JSON through serde.
+//! What each pass did to each weight: a table on `Display`, JSON through serde, a picture as SVG.
+//!
+//! Neighbours: [`measure`] is the channel for figures that only the pass knows, `chart.rs` draws.
+
+mod chart;
+pub mod measure;
+
+pub use measure::{Measure, Unit};
 
 use std::{collections::BTreeMap, fmt};
 
@@ -52,6 +59,10 @@ pub struct Damage {
     pub normalised_mse: f64,
     /// max |w − ŵ|.
     pub max_error: f64,
+    /// How far the layer's output moves under the inputs of calibration, tr(E G Eᵀ) / tr(W G Wᵀ) with E = W − Ŵ; where the
+    /// Gram matrix G of its inputs was there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_error: Option<f64>,
 }
 
 impl Damage {
@@ -59,6 +70,12 @@ impl Damage {
     #[must_use]
     pub fn signal_to_noise_db(&self) -> f64 {
         -10.0 * self.normalised_mse.log10()
+    }
+
+    /// What weights are sorted by: the error of the output where it was measured, that of the weight where not.
+    #[must_use]
+    pub fn severity(&self) -> f64 {
+        self.output_error.unwrap_or(self.normalised_mse)
     }
 }
 
@@ -76,8 +93,18 @@ pub struct Row {
     pub after: Option<Stored>,
     /// How far its values moved; absent where it was left, removed or cut to another shape.
     pub damage: Option<Damage>,
+    /// What the pass itself had to say of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measures: Vec<Measure>,
     /// Seconds spent on it.
     pub seconds: f64,
+}
+
+impl Row {
+    /// By what rows are sorted; below every damage where none was measured.
+    fn severity(&self) -> f64 {
+        self.damage.map_or(f64::NEG_INFINITY, |d| d.severity())
+    }
 }
 
 /// What one pass did.
@@ -93,6 +120,16 @@ pub struct PassReport {
     pub rows: Vec<Row>,
     /// Seconds in all.
     pub seconds: f64,
+}
+
+impl PassReport {
+    /// The weights that the pass changed, the most damaged first.
+    #[must_use]
+    pub fn by_damage(&self) -> Vec<&Row> {
+        let mut rows: Vec<&Row> = self.rows.iter().filter(|r| r.outcome == Outcome::Done).collect();
+        rows.sort_by(|a, b| b.severity().total_cmp(&a.severity()));
+        rows
+    }
 }
 
 /// Sizes of a whole checkpoint.
@@ -219,6 +256,12 @@ impl Report {
             _ => None,
         })
     }
+
+    /// A picture of bits and damage of each changed weight, in the order of the model: an SVG file.
+    #[must_use]
+    pub fn chart(&self) -> String {
+        chart::svg(self)
+    }
 }
 
 impl fmt::Display for PassReport {
@@ -227,11 +270,11 @@ impl fmt::Display for PassReport {
         let width = self.rows.iter().map(|r| r.weight.len()).max().unwrap_or(0).max(6);
         writeln!(
             f,
-            "  {:width$}  {:>14}  {:>12} {:>16}  {:>11} {:>6}  {:>10} {:>9}",
-            "weight", "shape", "from", "to", "bytes", "bits", "nMSE", "max err"
+            "  {:width$}  {:>14}  {:>12} {:>16}  {:>11} {:>6}  {:>10} {:>9} {:>10}",
+            "weight", "shape", "from", "to", "bytes", "bits", "nMSE", "max err", "output err"
         )?;
-        for row in &self.rows {
-            let Some(after) = row.after.as_ref().filter(|_| row.outcome == Outcome::Done) else {
+        for row in self.by_damage() {
+            let Some(after) = row.after.as_ref() else {
                 continue;
             };
             let shape = after.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("×");
@@ -241,9 +284,17 @@ impl fmt::Display for PassReport {
                 row.weight, row.before.format, after.format, after.bytes, after.bits_per_weight
             )?;
             match &row.damage {
-                Some(d) => writeln!(f, "  {:>10.3e} {:>9.2e}", d.normalised_mse, d.max_error)?,
-                None => writeln!(f, "  {:>10} {:>9}", "-", "-")?,
+                Some(d) => write!(f, "  {:>10.3e} {:>9.2e}", d.normalised_mse, d.max_error)?,
+                None => write!(f, "  {:>10} {:>9}", "-", "-")?,
             }
+            match row.damage.and_then(|d| d.output_error) {
+                Some(error) => write!(f, " {error:>10.3e}")?,
+                None => write!(f, " {:>10}", "-")?,
+            }
+            for measure in &row.measures {
+                write!(f, "  {measure}")?;
+            }
+            writeln!(f)?;
         }
         let removed = self.rows.iter().filter(|r| r.outcome == Outcome::Removed).count();
         if removed > 0 {

@@ -3,8 +3,12 @@
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
-use crate::{Codecs, Error, Part, Parts, Result, SharedWeight, Stage, Weight, WeightInfo, report::Damage};
+use crate::{
+    Codecs, Error, Gram, Part, Parts, Result, SharedWeight, Stage, Weight, WeightInfo, kernel,
+    linalg::Symmetric, report::Damage,
+};
 
 /// Elements per partial sum; fixed, so that sums do not depend on the number of threads.
 const CHUNK: usize = 1 << 16;
@@ -62,7 +66,58 @@ pub fn damage(before: &dyn Weight, after: &dyn Weight) -> Result<Damage> {
         Ok(())
     })?;
     let normalised_mse = if noise == 0.0 { 0.0 } else { noise / signal };
-    Ok(Damage { normalised_mse, max_error: max })
+    Ok(Damage { normalised_mse, max_error: max, output_error: None })
+}
+
+/// How far a layer's output moves under the inputs that `gram` is of, tr(E G Eᵀ) / tr(W G Wᵀ) with E = W − Ŵ.
+///
+/// `None` where the matrix has another number of columns than `gram` has inputs (a convolution), or where its output under
+/// these inputs is zero. Both traces are ⟨XᵀX, G⟩, so that a stretch of rows is needed at a time, and one triangle, first
+/// for the one and then for the other.
+pub fn output_error(before: &dyn Weight, after: &dyn Weight, gram: &Gram) -> Result<Option<f64>> {
+    let d = gram.inputs();
+    if !matches!(before.shape(), [_, cols] if *cols == d && d > 0) {
+        return Ok(None);
+    }
+    let mut new = Stretches::new(after)?;
+    let noise = energy(before, gram, |start, old| {
+        let mut errors = new.values(start, old.len())?;
+        errors.par_chunks_mut(CHUNK).zip(old.par_chunks(CHUNK)).for_each(|(new, old)| {
+            new.iter_mut().zip(old).for_each(|(new, old)| *new = old - *new);
+        });
+        Ok(errors.into())
+    })?;
+    let signal = energy(before, gram, |_, old| Ok(old.into()))?;
+    Ok((signal > 0.0).then(|| (noise / signal).max(0.0)))
+}
+
+/// tr(X G Xᵀ), with X made of a weight stretch by stretch.
+fn energy(
+    weight: &dyn Weight,
+    gram: &Gram,
+    mut made: impl for<'v> FnMut(usize, &'v [f32]) -> Result<Cow<'v, [f32]>>,
+) -> Result<f64> {
+    let d = gram.inputs();
+    let mut sums = Symmetric::zeros(d);
+    for_stretches(weight, |start, values| {
+        let rows = made(start, values)?;
+        let chunks: Vec<&[f32]> = rows.chunks(kernel::gram::CHUNK * d).collect();
+        kernel::gram::lower(&chunks, d, &mut sums.rows_mut());
+        Ok(())
+    })?;
+    Ok(inner(&sums, gram))
+}
+
+/// ⟨A, G⟩ = Σ_ij A_ij G_ij, row by row in order.
+fn inner(a: &Symmetric, gram: &Gram) -> f64 {
+    let [left, right] = &gram.halves;
+    let row = |i: usize| -> f64 {
+        let whole = left.row(i).iter().zip(right.row(i)).map(|(l, r)| l + r);
+        let products: f64 = a.row(i).iter().zip(whole).map(|(a, g)| a * g).sum();
+        2.0 * products - a.get(i, i) * gram.get(i, i)
+    };
+    let rows: Vec<f64> = (0..a.order()).into_par_iter().map(row).collect();
+    rows.iter().sum()
 }
 
 /// Σ (a − b)², Σ a² and max |a − b|.
@@ -131,7 +186,7 @@ impl<'a> Stretches<'a> {
 /// Checks a rewritten weight against the one it replaces and measures the damage (none where the shape changed).
 ///
 /// The new values come from the stored bytes: a weight with a registered codec is taken apart and read again, so that
-/// what is reported is what is stored.
+/// what is reported is what is stored. With the Gram matrix of the layer's inputs, the error of its output is measured too.
 pub fn rewritten(
     pass: &str,
     stage: Stage,
@@ -139,6 +194,7 @@ pub fn rewritten(
     before: &dyn Weight,
     after: &SharedWeight,
     codecs: &Codecs,
+    gram: Option<&Gram>,
 ) -> Result<Option<Damage>> {
     let broken = |rule: String| Error::RuleBroken { pass: pass.to_owned(), weight: name.to_owned(), rule };
     if stage != Stage::Shape && after.shape() != before.shape() {
@@ -156,7 +212,11 @@ pub fn rewritten(
     if after.shape() != before.shape() {
         return Ok(None);
     }
-    damage(before, stored.as_ref()).map(Some)
+    let output_error = match gram {
+        Some(gram) => output_error(before, stored.as_ref(), gram)?,
+        None => None,
+    };
+    Ok(Some(Damage { output_error, ..damage(before, stored.as_ref())? }))
 }
 
 /// The weight as it will be read back: through its codec where that is registered, itself where it is dense or of a
@@ -180,4 +240,37 @@ pub fn honest_size(name: &str, weight: &dyn Weight, parts: &Parts) -> Result<()>
         codec: parts.encoding.codec.to_string(),
         message: format!("it claims {} bytes and stores {stored}", weight.nbytes()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Needs, stats::Accumulator};
+
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 300.0 - 1.6).collect()
+    }
+
+    #[test]
+    fn the_output_error_is_that_of_the_outputs() {
+        let (rows, d, tokens) = (300, 7, 40);
+        let (w, x) = (numbers(rows * d, 1), numbers(tokens * d, 2));
+        let changed: Vec<f32> = w.iter().zip(numbers(rows * d, 3)).map(|(w, e)| w + 0.01 * e).collect();
+        let mut sums = Accumulator::new(d, Needs::Gram);
+        sums.add("x", &x).unwrap();
+        let gram = sums.finish("x").unwrap().gram.unwrap();
+        let tensor = |v: &[f32]| Tensor::from_slice(v, (rows, d), &Device::Cpu).unwrap();
+        let found = output_error(&tensor(&w), &tensor(&changed), &gram).unwrap().unwrap();
+        let energy = |w: &dyn Fn(usize) -> f64| -> f64 {
+            let outputs = (0..rows).flat_map(|r| (0..tokens).map(move |t| (r, t)));
+            outputs
+                .map(|(r, t)| (0..d).map(|j| w(r * d + j) * f64::from(x[t * d + j])).sum::<f64>().powi(2))
+                .sum()
+        };
+        let noise = energy(&|i| f64::from(w[i]) - f64::from(changed[i]));
+        let expected = noise / energy(&|i| f64::from(w[i]));
+        assert!((found / expected - 1.0).abs() < 1e-4, "{found} {expected}");
+        let other = Tensor::zeros((rows, d + 1), DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(output_error(&other, &other, &gram).unwrap(), None);
+    }
 }

@@ -131,6 +131,24 @@ pub enum Error {
         damping: f64,
     },
 
+    /// Formats, weights or a budget that a plan cannot be made of.
+    #[error("{message}")]
+    Menu {
+        /// What is wrong, and what would be right.
+        message: String,
+    },
+
+    /// A budget that no choice of formats keeps.
+    #[error("a budget of {asked} {unit} cannot be kept; the least possible is {least} {unit}")]
+    Budget {
+        /// What was asked for.
+        asked: f64,
+        /// The least possible.
+        least: f64,
+        /// Of what.
+        unit: &'static str,
+    },
+
     /// Importance weights that are no weights.
     #[error("importance {value} of column {column}; importances are finite and not negative")]
     Importance {

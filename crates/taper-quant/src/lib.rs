@@ -8,6 +8,7 @@
 //! | quantize with calibration | [`Gptq`] |
 //! | quantize one weight | [`PackedInt::encode`], [`PackedNf4::encode`], from halves [`PackedInt::encode_values`] |
 //! | store two bits a weight that work | [`Trellis`], [`PackedTrellis`] |
+//! | choose a format per weight within a size | [`allocate`] |
 //! | quantize slices of my own tensor type | [`mod@slice`] |
 //! | multiply by integer weights with eight-bit activations | [`PackedInt::with_arithmetic`] |
 //! | know or force the instructions that products use | [`kernel::isa()`], [`kernel::force()`] |
@@ -25,6 +26,7 @@
 //!
 //! Not here: static quantization of activations, GPU kernels.
 
+pub mod allocate;
 pub mod code;
 pub mod codec;
 pub mod equivalence;

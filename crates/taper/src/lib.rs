@@ -38,12 +38,14 @@
 //! | [`distill`] | losses against a teacher, added up in an objective |
 //! | [`models`] | Llama, BERT and DS-CNN to run and judge what was compressed |
 //! | [`recipe`] | passes written down in TOML |
+//! | [`plan`] | a format for each weight within a budget, written as a recipe |
 //! | [`bundled`] | a small model and a text to try everything on |
 //!
 //! A pass of your own is a [`WeightPass`] (one weight at a time) or a [`Pass`] (the whole checkpoint); a storage of your
 //! own is a [`Weight`] and a [`Codec`]. `examples/` has a pass and a weight.
 
 pub mod bundled;
+pub mod plan;
 pub mod recipe;
 
 pub use candle_core as candle;
@@ -53,6 +55,7 @@ pub use taper_models as models;
 pub use taper_prune as prune;
 pub use taper_quant as quant;
 
+pub use plan::Plan;
 pub use recipe::{Recipe, RecipeError};
 pub use taper_core::*;
 

@@ -16,11 +16,15 @@
 //! group = 32
 //! ```
 //!
+//! A recipe may leave the format of each weight to a [`budget`]: it has `[[candidate]]`s in place of passes. What comes of
+//! that, a [`crate::Plan`], is a recipe again, with a `[plan]` that says what to expect.
+//!
 //! Every other key of a `[[pass]]` is an option of that pass. A wrong key, value or order is an error that names its line
 //! and what would be right. `arms.rs` knows the passes, `step.rs` reads one of them, `keys.rs` asks a settings type for
 //! its keys, `shortcut.rs` has the recipes that need no file, [`shipped`] those that come with Taper.
 
 mod arms;
+pub mod budget;
 mod error;
 mod keys;
 pub mod shipped;
@@ -29,6 +33,7 @@ mod spelling;
 mod step;
 
 pub use arms::PASSES;
+pub use budget::Budgeted;
 pub use error::{Place, PlacedPass, RecipeError};
 pub use shortcut::{int4, int8, nf4};
 
@@ -39,11 +44,12 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
+use crate::plan::Expected;
 use spelling::nearest;
 use step::Step;
 
 /// The keys of a recipe, outside its passes.
-const KEYS: [&str; 2] = ["coverage-floor", "pass"];
+const KEYS: [&str; 6] = ["coverage-floor", "pass", "budget", "candidate", "pin", "plan"];
 
 /// Passes written down, read and checked.
 ///
@@ -63,6 +69,8 @@ const KEYS: [&str; 2] = ["coverage-floor", "pass"];
 pub struct Recipe {
     passes: Vec<Arc<dyn Pass>>,
     coverage_floor: f64,
+    budgeted: Option<Budgeted>,
+    expected: Option<Expected>,
 }
 
 impl Recipe {
@@ -86,11 +94,16 @@ impl Recipe {
             message: e.message().to_owned(),
         })?;
         let mut coverage_floor = 0.0;
-        let mut tables = Vec::new();
+        let (mut tables, mut choice) = (Vec::new(), budget::Tables::default());
+        let mut expected = None;
         for (key, value) in document.into_inner() {
             match key.get_ref().as_ref() {
                 "coverage-floor" => coverage_floor = fraction(text, &value)?,
-                "pass" => tables = pass_tables(text, value)?,
+                "pass" => tables = pass_tables(text, "pass", value)?,
+                "candidate" => choice.candidates = pass_tables(text, "candidate", value)?,
+                "pin" => choice.pins = pass_tables(text, "pin", value)?,
+                "budget" => choice.budget = Some(budget::table(text, "budget", value)?),
+                "plan" => expected = Some(budget::expected(text, value)?),
                 other => {
                     return Err(RecipeError::UnknownKey {
                         place: Place::at(text, key.span().start),
@@ -102,7 +115,8 @@ impl Recipe {
                 }
             }
         }
-        if tables.is_empty() {
+        let budgeted = choice.read(text, tables.first().map(|(start, _)| *start), &couplings)?;
+        if tables.is_empty() && budgeted.is_none() {
             return Err(RecipeError::Empty);
         }
         let mut passes: Vec<(Place, Arc<dyn Pass>)> = Vec::new();
@@ -112,10 +126,23 @@ impl Recipe {
             passes.push((place, arms::pass(step, &couplings)?));
         }
         check_order(&passes)?;
-        Ok(Self { passes: passes.into_iter().map(|(_, pass)| pass).collect(), coverage_floor })
+        let passes = passes.into_iter().map(|(_, pass)| pass).collect();
+        Ok(Self { passes, coverage_floor, budgeted, expected })
     }
 
-    /// The passes as a pipeline.
+    /// What to choose from, where the recipe leaves formats to a budget; it has no passes then.
+    #[must_use]
+    pub fn budgeted(&self) -> Option<&Budgeted> {
+        self.budgeted.as_ref()
+    }
+
+    /// What is to be expected of it, where it is a plan.
+    #[must_use]
+    pub fn expected(&self) -> Option<&Expected> {
+        self.expected.as_ref()
+    }
+
+    /// The passes as a pipeline; none where formats are left to a budget.
     #[must_use]
     pub fn pipeline(&self) -> Pipeline {
         let pipeline = Pipeline::new().with_coverage_floor(self.coverage_floor);
@@ -144,16 +171,17 @@ fn fraction(text: &str, value: &Spanned<DeValue<'_>>) -> Result<f64, RecipeError
     })
 }
 
-/// The tables under `[[pass]]` and where each begins.
+/// The tables under `[[pass]]`, `[[candidate]]` or `[[pin]]` and where each begins.
 fn pass_tables<'a>(
     text: &str,
+    key: &str,
     value: Spanned<DeValue<'a>>,
 ) -> Result<Vec<(usize, DeTable<'a>)>, RecipeError> {
     let wrong = |value: &Spanned<DeValue<'_>>| RecipeError::BadValue {
         place: Place::at(text, value.span().start),
-        key: "pass".to_owned(),
+        key: key.to_owned(),
         found: value.get_ref().type_str().to_owned(),
-        expected: "one `[[pass]]` (with double brackets) per pass".to_owned(),
+        expected: format!("one `[[{key}]]` (with double brackets) per {key}"),
     };
     if !value.get_ref().is_array() {
         return Err(wrong(&value));

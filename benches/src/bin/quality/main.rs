@@ -4,10 +4,13 @@
 //! cargo run --release -p taper-benches --bin quality -- language SHARED/models/novels-7m SHARED/data/novels-eval.txt
 //! cargo run --release -p taper-benches --bin quality -- encoder MINILM SHARED/data/sts14-*.tsv
 //! cargo run --release -p taper-benches --bin quality -- classifier SHARED/models/ds-cnn-kws SHARED/data/kws01.safetensors
+//! cargo run --release -p taper-benches --bin quality -- budget SHARED/models/novels-7m SHARED/data/novels-calibration.txt SHARED/data/novels-eval.txt
 //! ```
 //!
 //! `--json` prints one object a row instead of a Markdown table.
 
+mod budget;
+mod chart;
 mod classifier;
 mod encoder;
 mod language;
@@ -52,6 +55,8 @@ enum Task {
         /// Files of tab-separated score, sentence, sentence.
         pairs: Vec<PathBuf>,
     },
+    /// Perplexity and KL of a language model against bits per weight, a format for each weight.
+    Budget(Box<budget::Curve>),
     /// Top-1 of the keyword spotter.
     Classifier {
         /// The model directory.
@@ -77,6 +82,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         Task::Language { model, text, window, only, kl_windows } => {
             language::run(model, text, *window, *kl_windows, *only, args.json)
         }
+        Task::Budget(curve) => budget::run(curve, args.json),
         Task::Encoder { model, pairs } => encoder::run(model, pairs, args.json),
         Task::Classifier { model, features } => classifier::run(model, features, args.json),
     }

@@ -3,23 +3,29 @@
 use serde::Serialize;
 use std::path::Path;
 use taper::{
-    Outcome, Pipeline, Recipe, Report, Run,
+    Checkpoint, Pipeline, Plan, Recipe, Report, Run,
     pipeline::Prediction,
+    plan::Surveyed,
     recipe,
-    report::Row,
     store::output::{REPORT_FILE, Resume, partial_path},
 };
 
+mod check;
 mod statistics;
+
+pub(super) use statistics::opened;
 
 use crate::{
     args::Compress,
     bar::Bar,
     failure::Failure,
-    table::{Side, Table, shape, thousands},
+    table::{Side, Table, thousands},
     terminal::Terminal,
 };
+use check::Checked;
 use statistics::Statistics;
+
+use super::{plan, rows::table_of};
 
 /// Rows of a pass's table on the screen; the report beside the model has all of them.
 const ROWS: usize = 12;
@@ -34,6 +40,9 @@ struct Done<'a> {
     /// Bytes of every file of the directory but the report.
     bytes: u64,
     files: Vec<(String, u64)>,
+    /// What became of the plan's prediction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<Checked>,
     report: &'a Report,
 }
 
@@ -45,14 +54,21 @@ struct Predicted<'a> {
 }
 
 pub(crate) fn run(args: &Compress, terminal: Terminal) -> Result<(), Failure> {
-    let mut pipeline = pipeline(args)?;
-    if let Some(floor) = args.coverage_floor {
-        pipeline = pipeline.with_coverage_floor(floor);
-    }
+    let recipe = args.recipe.as_ref().map(Recipe::find).transpose()?;
+    let mut pipeline = pipeline(args, recipe.as_ref())?;
     let checkpoint = taper::open(&args.dir)?;
     let bar = Bar::new(terminal);
     let statistics = Statistics::of(args, &checkpoint, &pipeline, &bar)?;
     let mut run = statistics.join(Run::new().with_progress(&bar));
+    let mut expected = recipe.as_ref().and_then(Recipe::expected).copied();
+    if let (Some(recipe), Some(budgeted)) = (&recipe, recipe.as_ref().and_then(Recipe::budgeted)) {
+        let planned = planned(args, budgeted, &checkpoint, &run, &bar)?;
+        pipeline = planned.pipeline()?.with_coverage_floor(recipe.coverage_floor());
+        expected = Some(planned.expected());
+    }
+    if let Some(floor) = args.coverage_floor {
+        pipeline = pipeline.with_coverage_floor(floor);
+    }
     if let Some(bytes) = args.shard_bytes {
         run = run.with_shard_bytes(bytes);
     }
@@ -65,18 +81,48 @@ pub(crate) fn run(args: &Compress, terminal: Terminal) -> Result<(), Failure> {
     if args.resume {
         run = run.with_resume(Resume::Continue);
     }
+    let original = checkpoint.clone();
     let report = pipeline.run_to(checkpoint, out, &run).map_err(|e| cancelled(e, out))?;
+    let plan = match expected {
+        Some(expected) => Some(Checked::of(args, expected, &original, out, &report)?),
+        None => None,
+    };
     bar.clear();
     let files = files(out)?;
-    let shown = Done { out, bytes: files.iter().map(|(_, b)| b).sum(), files, report: &report };
+    let shown = Done { out, bytes: files.iter().map(|(_, b)| b).sum(), files, plan, report: &report };
     terminal.show(&shown, || done(&shown))
 }
 
-/// The passes asked for.
-fn pipeline(args: &Compress) -> Result<Pipeline, Failure> {
+/// A format for each weight, within the budget of the arguments.
+fn planned(
+    args: &Compress,
+    budgeted: &recipe::Budgeted,
+    checkpoint: &Checkpoint,
+    run: &Run<'_>,
+    bar: &Bar,
+) -> Result<Plan, Failure> {
+    let missing = |what: &str| Failure::Usage(format!("the recipe chooses a format for each weight: {what}"));
+    let budget = plan::budget(&args.budget).ok_or_else(|| missing("say --bits, --bytes or --divergence"))?;
+    let Some(path) = &args.calibrate else {
+        return Err(missing("give a text with --calibrate FILE to try them on"));
+    };
+    let judge = plan::judge(checkpoint, path, args.window, statistics::windows(args, checkpoint)?, None)?;
+    Ok(Surveyed::new(budgeted, checkpoint, run, &judge, bar)?.plan(budget)?)
+}
+
+/// The passes asked for; of a recipe with a budget, every format on every weight that it may be for.
+fn pipeline(args: &Compress, recipe: Option<&Recipe>) -> Result<Pipeline, Failure> {
     let group = args.group.map(std::num::NonZeroUsize::get);
-    Ok(match &args.recipe {
-        Some(path) => Recipe::find(path)?.pipeline(),
+    let budgeted = recipe.and_then(Recipe::budgeted);
+    if budgeted.is_none() && plan::budget(&args.budget).is_some() {
+        return Err(Failure::Usage(
+            "--bits, --bytes and --divergence are for recipes that choose a format for each weight, such as \
+             --recipe budget"
+                .into(),
+        ));
+    }
+    Ok(match recipe {
+        Some(recipe) => budgeted.map_or_else(|| recipe.pipeline(), plan::menu),
         None if args.int8 => recipe::int8(group)?,
         None if args.int4 => recipe::int4(group.unwrap_or(INT4_GROUP))?,
         None => recipe::nf4(group.unwrap_or(NF4_BLOCK))?,
@@ -135,8 +181,7 @@ fn done(shown: &Done<'_>) -> String {
     let report = shown.report;
     let mut text = String::new();
     for pass in &report.passes {
-        text += &format!("{} ({}), {:.2} s\n{}", pass.name, pass.stage, pass.seconds, rows(&pass.rows));
-        text.push('\n');
+        text += &format!("{}\n", table_of(pass, ROWS));
     }
     if let Some(seen) = &report.calibration {
         text += &format!("{seen}\n");
@@ -149,6 +194,9 @@ fn done(shown: &Done<'_>) -> String {
         report.output.bits_per_weight(),
         report.input.bytes as f64 / report.output.bytes.max(1) as f64
     );
+    if let Some(plan) = &shown.plan {
+        text += &format!("{plan}\n");
+    }
     text += &format!(
         "coverage {:.1} % of the matrices' bytes, {:.2} s\nwrote {}; every weight is in {}",
         100.0 * report.coverage(),
@@ -156,47 +204,5 @@ fn done(shown: &Done<'_>) -> String {
         shown.out.display(),
         shown.out.join(REPORT_FILE).display()
     );
-    text
-}
-
-/// The most damaged weights of a pass, and a line for each other outcome.
-fn rows(rows: &[Row]) -> String {
-    let damage = |row: &Row| row.damage.map_or(f64::NEG_INFINITY, |d| d.normalised_mse);
-    let mut changed: Vec<&Row> = rows.iter().filter(|r| r.outcome == Outcome::Done).collect();
-    changed.sort_by(|a, b| damage(b).total_cmp(&damage(a)));
-    let mut table = Table::new([
-        ("  weight", Side::Left),
-        ("shape", Side::Right),
-        ("from", Side::Left),
-        ("to", Side::Left),
-        ("bytes", Side::Right),
-        ("bits/weight", Side::Right),
-        ("nMSE", Side::Right),
-    ]);
-    for row in changed.iter().take(ROWS) {
-        let Some(after) = &row.after else { continue };
-        table.row([
-            format!("  {}", row.weight),
-            shape(&after.shape),
-            row.before.format.clone(),
-            after.format.clone(),
-            thousands(after.bytes),
-            format!("{:.3}", after.bits_per_weight),
-            row.damage.map_or_else(|| "-".to_owned(), |d| format!("{:.3e}", d.normalised_mse)),
-        ]);
-    }
-    let mut text = table.to_string();
-    if changed.len() > ROWS {
-        text += &format!("  and {} weights with less damage\n", changed.len() - ROWS);
-    }
-    let removed = rows.iter().filter(|r| r.outcome == Outcome::Removed).count();
-    if removed > 0 {
-        text += &format!("  removed {removed} weights\n");
-    }
-    for row in rows {
-        if let Outcome::Left { why } = &row.outcome {
-            text += &format!("  left {}: {why}\n", row.weight);
-        }
-    }
     text
 }

@@ -159,13 +159,16 @@ pub(super) fn rewrite(
         before: Stored::from(&info),
         after: None,
         damage: None,
+        measures: Vec::new(),
         seconds: 0.0,
     };
     let after = match outcome {
         Rewrite::Done(after) => {
             let stage = step.pass.stage();
-            row.damage = verify::rewritten(pass, stage, name, weight.as_ref(), &after, checkpoint.codecs())
-                .map_err(|e| e.in_pass(pass, name))?;
+            let gram = context.stats(name).and_then(|seen| seen.gram.as_ref());
+            row.damage =
+                verify::rewritten(pass, stage, name, weight.as_ref(), &after, checkpoint.codecs(), gram)
+                    .map_err(|e| e.in_pass(pass, name))?;
             after
         }
         Rewrite::Left { why } => {
@@ -174,6 +177,7 @@ pub(super) fn rewrite(
         }
     };
     row.after = Some(Stored::from(&WeightInfo::of(after.as_ref())));
+    row.measures = context.take_measures(pass, name)?;
     row.seconds = clock.elapsed().as_secs_f64();
     Ok((after, row))
 }
@@ -195,7 +199,8 @@ fn whole(pass: &dyn Pass, before: Checkpoint, context: &Context<'_>) -> Result<(
             rows.push(moved(pass, &name, place, &before, &after)?);
             continue;
         }
-        rows.push(compare(pass, &name, &before, &after, said)?);
+        let measures = context.take_measures(pass.name(), &name)?;
+        rows.push(Row { measures, ..compare(pass, &name, &before, &after, said)? });
     }
     Ok((after, rows))
 }
@@ -212,6 +217,7 @@ fn moved(pass: &dyn Pass, name: &str, place: &str, before: &Checkpoint, after: &
         before: Stored::from(&before.info(name)?),
         after: Some(Stored::from(&after.info(place)?)),
         damage: None,
+        measures: Vec::new(),
         seconds: 0.0,
     })
 }
@@ -244,6 +250,7 @@ fn compare(
         before: Stored::from(&info),
         after: None,
         damage: None,
+        measures: Vec::new(),
         seconds: 0.0,
     };
     let replaced_by_another = after.moved_to(name, &before.addresses()).is_some_and(|origin| origin != name);
@@ -257,8 +264,9 @@ fn compare(
     row.after = Some(Stored::from(&after.info(name)?));
     if !before.shares(after, name) {
         let (old, new) = (before.get(name)?, after.get(name)?);
-        row.damage = verify::rewritten(pass.name(), pass.stage(), name, old.as_ref(), &new, after.codecs())
-            .map_err(|e| e.in_pass(pass.name(), name))?;
+        row.damage =
+            verify::rewritten(pass.name(), pass.stage(), name, old.as_ref(), &new, after.codecs(), None)
+                .map_err(|e| e.in_pass(pass.name(), name))?;
     }
     row.seconds = clock.elapsed().as_secs_f64();
     Ok(row)
@@ -275,6 +283,7 @@ fn added(pass: &dyn Pass, name: &str, after: &Checkpoint) -> Result<Row> {
         before: Stored { bytes: 0, bits_per_weight: 0.0, ..stored.clone() },
         after: Some(stored),
         damage: None,
+        measures: Vec::new(),
         seconds: clock.elapsed().as_secs_f64(),
     })
 }

@@ -1,7 +1,10 @@
 //! Promise 1: nothing is silent.
 
 use crate::toy::{Halve, Scale, checkpoint, error_of};
-use taper_core::{Outcome, Pipeline, Run, Select, Stage, WeightPass};
+use taper_core::{
+    Context, Outcome, Pipeline, Result, Rewrite, Run, Select, SharedWeight, Stage, WeightPass,
+    report::{Measure, Unit},
+};
 
 #[test]
 fn a_selector_that_matches_nothing_is_an_error_with_examples() {
@@ -55,4 +58,52 @@ fn an_error_in_a_pass_names_the_pass_and_the_weight() {
     let result = pipeline.run(checkpoint(1), &Run::new());
     let message = error_of(result);
     assert!(message.contains("`scale`") && message.contains("`positions`"), "{message}");
+}
+
+/// Halves, and says how much of the weight that is.
+#[derive(Debug, Clone)]
+struct Measuring(f64);
+
+impl WeightPass for Measuring {
+    fn name(&self) -> &str {
+        "measuring"
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Value
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        self.0.into()
+    }
+
+    fn rewrite(&self, name: &str, weight: &SharedWeight, context: &Context<'_>) -> Result<Rewrite> {
+        context.measured(name, Measure::new("share", self.0, Unit::Share));
+        Ok(Rewrite::done((weight.dense()? * 0.5)?))
+    }
+}
+
+#[test]
+fn what_a_pass_measures_is_in_the_row_of_its_weight() {
+    let two = || Pipeline::new().then(Measuring(0.5).on_matrices()).then(Measuring(0.25).on_matrices());
+    let (_, report) = two().run(checkpoint(2), &Run::new()).unwrap();
+    for (pass, value) in report.passes.iter().zip([0.5, 0.25]) {
+        assert!(pass.rows.len() > 2);
+        assert!(pass.rows.iter().all(|r| r.measures == [Measure::new("share", value, Unit::Share)]));
+    }
+    assert!(report.to_string().contains("share 25.0 %"));
+    let again: taper_core::Report = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
+    assert_eq!(again.passes[0].rows[0].measures, report.passes[0].rows[0].measures);
+    // A number that JSON cannot hold would make the report unreadable.
+    let wrong = Pipeline::new().then(Measuring(f64::NAN).on_matrices());
+    let message = error_of(wrong.run(checkpoint(1), &Run::new()));
+    assert!(message.contains("`share`") && message.contains("finite"), "{message}");
+}
+
+#[test]
+fn tables_begin_with_the_most_damaged_weight() {
+    let (_, report) = Pipeline::new().then(Halve.on_matrices()).run(checkpoint(3), &Run::new()).unwrap();
+    let sorted: Vec<f64> =
+        report.passes[0].by_damage().iter().map(|r| r.damage.unwrap().severity()).collect();
+    assert!(sorted.len() > 3 && sorted.is_sorted_by(|a, b| a >= b));
 }

@@ -46,6 +46,15 @@ impl Windows {
         self
     }
 
+    /// Only those after the first `count`; none where there are no more.
+    #[must_use]
+    pub fn after(mut self, count: usize) -> Self {
+        let left = count.min(self.count);
+        self.tokens.drain(..left * self.size);
+        self.count -= left;
+        self
+    }
+
     /// Tokens per window.
     #[must_use]
     pub fn size(&self) -> usize {
@@ -105,6 +114,9 @@ mod tests {
         let windows = Windows::new((0..10).collect(), 4).unwrap();
         assert_eq!(windows.iter().collect::<Vec<_>>(), [[0, 1, 2, 3], [4, 5, 6, 7]]);
         assert_eq!(windows.clone().first(1).len(), 1);
+        assert_eq!(windows.clone().after(1).iter().collect::<Vec<_>>(), [[4, 5, 6, 7]]);
+        assert_eq!(windows.clone().first(1).after(1).len(), 0);
+        assert!(windows.clone().after(9).is_empty());
         assert_eq!(windows.first(9).len(), 2);
     }
 

@@ -18,6 +18,7 @@ use serde_json::Value;
 use taper_core::{
     Context, Gram, InputStats, Needs, Outline, Result, Rewrite, SharedWeight, Stage, WeightPass,
     linalg::{Damped, Factor, Shrinkage},
+    report::{Measure, Unit},
     weight::to_f32_vec,
 };
 
@@ -65,6 +66,22 @@ pub struct Fed<W> {
     pub damped: Damped,
     /// The squared error of the output per token, as the shrunk Gram matrix sees it.
     pub loss: f64,
+}
+
+impl<W> Fed<W> {
+    /// Says in the report what it took.
+    fn report(&self, name: &str, context: &Context<'_>) {
+        let say = |what, value, unit| context.measured(name, Measure::new(what, value, unit));
+        say("damping", self.damped.factor, Unit::Share);
+        if self.damped.tries > 1 {
+            say("damping wished", self.damped.wished, Unit::Share);
+            say("factorisations", f64::from(self.damped.tries), Unit::Count);
+        }
+        if self.damped.dead > 0 {
+            say("dead inputs", self.damped.dead as f64, Unit::Count);
+        }
+        say("loss", self.loss, Unit::SquaredOutput);
+    }
 }
 
 impl Gptq {
@@ -268,13 +285,15 @@ impl WeightPass for Gptq {
         Ok(match self.numbers.number() {
             Number::Int(scheme) => {
                 let layout = self.numbers.layout(name, shape, &scheme);
-                let fed = self.ints(&values, shape, gram, &scheme, layout);
-                Rewrite::done(fed.map_err(|e| named(name, e))?.weight)
+                let fed = self.ints(&values, shape, gram, &scheme, layout).map_err(|e| named(name, e))?;
+                fed.report(name, context);
+                Rewrite::done(fed.weight)
             }
             Number::Nf4(scheme) => {
                 let decoded = value_type(&encoding.format).unwrap_or_default();
-                let fed = self.nf4(&values, shape, gram, scheme, decoded);
-                Rewrite::done(fed.map_err(|e| named(name, e))?.weight)
+                let fed = self.nf4(&values, shape, gram, scheme, decoded).map_err(|e| named(name, e))?;
+                fed.report(name, context);
+                Rewrite::done(fed.weight)
             }
         })
     }

@@ -115,6 +115,12 @@ impl Trellis {
     }
 }
 
+impl std::fmt::Display for Trellis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} bits", Self::KEY, self.bits)
+    }
+}
+
 impl WeightPass for Trellis {
     fn name(&self) -> &str {
         Self::KEY

@@ -3,10 +3,15 @@
 //! A new pass needs its name in [`PASSES`] and an arm in [`pass`]; a test checks that they agree with what passes call
 //! themselves.
 
+use serde::de::DeserializeOwned;
+use std::fmt::Display;
 use std::sync::Arc;
 use taper_core::{Couplings, Pass, WeightPass};
 use taper_prune::{DropLayers, Magnitude, NOfM, SparseBitmask, Structured};
-use taper_quant::{Awq, Gptq, Rotate, RoundNearest, SmoothQuant, Trellis};
+use taper_quant::{
+    Awq, Gptq, Rotate, RoundNearest, SmoothQuant, Trellis,
+    allocate::{Candidate, Pin},
+};
 
 use super::{RecipeError, keys, spelling::nearest, step::Step};
 
@@ -83,6 +88,50 @@ pub(super) fn pass(step: Step<'_>, couplings: &Arc<dyn Couplings>) -> Result<Arc
             });
         }
     })
+}
+
+/// The passes that can be a format to choose from: one weight at a time, of stage `encode`.
+const FORMATS: [&str; 3] = [ROUND_NEAREST, Gptq::KEY, Trellis::KEY];
+
+/// The format that a step offers to choose from.
+pub(super) fn candidate(step: Step<'_>) -> Result<Candidate, RecipeError> {
+    fn of<T: DeserializeOwned + WeightPass + Display + 'static>(
+        step: Step<'_>,
+    ) -> Result<Candidate, RecipeError> {
+        Ok(labelled(step.offered::<T>()?))
+    }
+    match step.name() {
+        ROUND_NEAREST => of::<RoundNearest>(step),
+        Gptq::KEY => of::<Gptq>(step),
+        Trellis::KEY => of::<Trellis>(step),
+        _ => Err(no_format(&step)),
+    }
+}
+
+/// The format that a step settles, and for what.
+pub(super) fn pin(step: Step<'_>) -> Result<Pin, RecipeError> {
+    fn of<T: DeserializeOwned + WeightPass + Display + 'static>(step: Step<'_>) -> Result<Pin, RecipeError> {
+        let (pass, select) = step.selecting::<T>()?;
+        Ok(Pin { select, candidate: labelled(pass) })
+    }
+    match step.name() {
+        ROUND_NEAREST => of::<RoundNearest>(step),
+        Gptq::KEY => of::<Gptq>(step),
+        Trellis::KEY => of::<Trellis>(step),
+        _ => Err(no_format(&step)),
+    }
+}
+
+fn labelled(pass: impl WeightPass + Display + 'static) -> Candidate {
+    Candidate { label: pass.to_string(), pass: Arc::new(pass) }
+}
+
+fn no_format(step: &Step<'_>) -> RecipeError {
+    RecipeError::UnknownPass {
+        nearest: nearest(step.name(), &FORMATS),
+        place: step.place().clone(),
+        known: keys::list(&FORMATS),
+    }
 }
 
 /// The couplings of whichever known architecture a checkpoint holds.

@@ -92,6 +92,15 @@ pub enum RecipeError {
     #[error("it has no passes; add at least one `[[pass]]` with a `name`")]
     Empty,
 
+    /// Passes to run and formats to choose from, in one recipe.
+    #[error("{place}: a recipe has passes to run or formats to choose from, not both; remove `{key}`")]
+    Both {
+        /// Where.
+        place: Place,
+        /// What stands there too.
+        key: &'static str,
+    },
+
     /// A key that nobody knows.
     #[error("{place}: unknown key `{key}`{}; {owner} takes {known}", did_you_mean(nearest))]
     UnknownKey {

@@ -39,6 +39,8 @@ shipped!(
     "best-2bit",
     "best-3bit",
     "best-4bit",
+    "budget",
+    "budget-trellis",
     "gptq-int2-g64",
     "gptq-int3-g128",
     "gptq-int4-g128",

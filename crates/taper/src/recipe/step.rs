@@ -43,6 +43,12 @@ impl<'a> Step<'a> {
         Ok(Self { text, number, place: line.of_pass(number, &name), name, start, table })
     }
 
+    /// The table of the bit budget, which needs no name.
+    pub(super) fn budget(text: &'a str, start: usize, table: DeTable<'a>) -> Self {
+        let name = "budget".to_owned();
+        Self { text, number: 0, place: Place::at(text, start), name, start, table }
+    }
+
     /// Where the pass's name stands.
     pub(super) fn place(&self) -> &Place {
         &self.place
@@ -73,6 +79,11 @@ impl<'a> Step<'a> {
             }
         }
         Ok((self.settings(&["name", "select", "exclude"])?, selection))
+    }
+
+    /// The settings of a format to choose from, which has no selection of its own.
+    pub(super) fn offered<T: DeserializeOwned>(self) -> Result<T, RecipeError> {
+        self.settings(&["name"])
     }
 
     /// The settings of a pass that cuts along couplings, and how to report that it refuses them.

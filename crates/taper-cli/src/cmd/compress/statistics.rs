@@ -66,7 +66,7 @@ impl Statistics {
 }
 
 /// Saved statistics, or an importance matrix under the names of a Llama's weights.
-fn opened(path: &Path) -> Result<Stats, Failure> {
+pub(in crate::cmd) fn opened(path: &Path) -> Result<Stats, Failure> {
     if path.extension().is_none_or(|e| e != "dat") {
         return Ok(file::open(path)?);
     }
@@ -78,10 +78,15 @@ fn opened(path: &Path) -> Result<Stats, Failure> {
     Ok(stats)
 }
 
+/// Windows of a language model's calibration text, or sentences of an encoder's, that are calibrated on.
+pub(super) fn windows(args: &Compress, checkpoint: &Checkpoint) -> Result<usize, Failure> {
+    let all = if Family::of(checkpoint)? == Family::Llama { WINDOWS } else { usize::MAX };
+    Ok(args.windows.map_or(all, std::num::NonZeroUsize::get))
+}
+
 fn calibrated(args: &Compress, path: &Path, checkpoint: &Checkpoint) -> Result<Calibration, Failure> {
     let text = std::fs::read_to_string(path).map_err(Failure::file(path))?;
-    let all = if Family::of(checkpoint)? == Family::Llama { WINDOWS } else { usize::MAX };
-    let count = args.windows.map_or(all, std::num::NonZeroUsize::get);
+    let count = windows(args, checkpoint)?;
     let calibration = calibration::on_text(checkpoint, &text, args.window.get(), count)?;
     Ok(match args.calibration {
         Some(args::Mode::Once) => calibration.with_mode(Mode::Once),
