@@ -18,7 +18,8 @@ use rayon::prelude::*;
 use std::{hint::black_box, ops::Range, time::Duration};
 use taper::quant::{
     Bits, Fit, Granularity, IntLayout, Nf4Scheme, PackedInt, PackedNf4, Result, Scheme, Values,
-    codec::bitsandbytes_nf4::ValueType, fit::Search,
+    codec::bitsandbytes_nf4::ValueType,
+    fit::{Hqq, Search},
 };
 use taper::weight::rows::{dense_into, dense_slice};
 use taper_benches::matrix::{gaussian, measuring, normalised_mse};
@@ -85,6 +86,7 @@ const COLS: usize = 4096;
 /// Bounds: a few per cent around what an independent computation over 2²⁰ Gaussian values gave.
 fn cases() -> Result<Vec<Case>> {
     let search = Fit::Search(Search::default());
+    let hqq = Fit::Hqq(Hqq::default());
     let (int4, wide, int8) = (Scheme::int4(32)?, Scheme::int4(128)?, Scheme::int8());
     let groups = Granularity::group(32)?;
     let bits = |bits| Ok::<_, taper::quant::Error>(Scheme::new(Bits::new(bits)?, groups));
@@ -101,6 +103,8 @@ fn cases() -> Result<Vec<Case>> {
         int("int8 channel asym minmax", int8.asymmetric(), Fit::MinMax, 5e-5..8e-5),
         int("int4 g32 search", int4, search, 0.0063..0.0072),
         int("int4 g128 search", wide, search, 0.0090..0.0098),
+        int("int4 g128 asym hqq", wide.asymmetric(), hqq, 0.0090..0.0100),
+        int("int4 g32 asym hqq", int4.asymmetric(), hqq, 0.0057..0.0066),
         int("int4 g32 asym search", int4.asymmetric(), search, 0.0057..0.0065),
         weighted("int4 g32 search weighted", int4, search, Some(weights), 0.0063..0.0078),
         int("int2 g32 search", bits(2)?, search, 0.09..0.13),

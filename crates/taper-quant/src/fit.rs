@@ -3,9 +3,10 @@
 //! A fit looks at the values that share a scale (a [`Sample`]) and returns their [`Grid`]. Whatever it returns is already
 //! rounded to the type in which the scale will be stored, so that an error measured here is the error of the file.
 //!
-//! Neighbours: [`absmax`], [`minmax`] and [`search`] hold one way each; [`crate::code`] turns a grid into codes.
+//! Neighbours: [`absmax`], [`minmax`], [`search`] and [`hqq`] hold one way each; [`crate::code`] turns a grid into codes.
 
 pub mod absmax;
+pub mod hqq;
 pub mod minmax;
 pub mod search;
 
@@ -15,13 +16,14 @@ mod tiles;
 pub(crate) use sums::{Levels, ROUND};
 pub(crate) use tiles::Tiles;
 
+pub use hqq::Hqq;
 pub use search::{ScaleSign, Search};
 
 use std::borrow::Cow;
 
 use crate::{
     Error, Result,
-    kernel::encode::{Spread, Spreading},
+    kernel::encode::{Method, Number, Spread, Spreading},
     scheme::{Bits, ScaleType, Scheme, Symmetry},
 };
 
@@ -101,6 +103,8 @@ pub enum Fit {
     MinMax,
     /// The least weighted squared error over a grid of scales, each refitted by least squares.
     Search(Search),
+    /// The least sum of powers below 1 of errors, by half-quadratic splitting.
+    Hqq(Hqq),
 }
 
 impl Default for Fit {
@@ -116,14 +120,15 @@ impl Fit {
     pub fn codes(&self, bits: Bits) -> (i32, i32) {
         match self {
             Self::AbsMax => (-bits.highest(), bits.highest()),
-            Self::MinMax | Self::Search(_) => (bits.lowest(), bits.highest()),
+            Self::MinMax | Self::Search(_) | Self::Hqq(_) => (bits.lowest(), bits.highest()),
         }
     }
 
     /// Checks that the fit can serve this symmetry.
     ///
     /// # Errors
-    /// [`Error::Conflict`] for `AbsMax` with zero points: it spans ±max |x|, where a zero point could only be 0.
+    /// [`Error::Conflict`] for `AbsMax` with zero points: it spans ±max |x|, where a zero point could only be 0; for a norm
+    /// of `Hqq` outside its range.
     pub fn check(&self, symmetry: Symmetry) -> Result<()> {
         match (self, symmetry) {
             (Self::AbsMax, Symmetry::Asymmetric) => Err(Error::Conflict {
@@ -131,6 +136,7 @@ impl Fit {
                 conflict: "absmax is symmetric by definition and cannot use zero points".into(),
                 expected: "choose minmax or search, or symmetric codes".into(),
             }),
+            (Self::Hqq(hqq), _) => hqq.check(),
             _ => Ok(()),
         }
     }
@@ -144,7 +150,7 @@ impl Fit {
         self.grid_within(sample, low, high, scheme)
     }
 
-    /// As [`Fit::grid`], for a sample whose extremes are known; only a search looks at its values.
+    /// As [`Fit::grid`], for a sample whose extremes are known; only some fits look at its values.
     pub(crate) fn grid_within(
         &self,
         sample: Sample<'_>,
@@ -159,8 +165,18 @@ impl Fit {
             Self::AbsMax => absmax::grid(low, high, scheme.bits, scheme.scales),
             Self::MinMax => minmax::grid(low, high, scheme),
             Self::Search(search) => search.grid(sample, low, high, scheme),
+            Self::Hqq(hqq) => hqq.grid(sample, low, high, scheme),
         }?;
         if self.spread(scheme).holds(grid.scale, grid.zero as f32) { Ok(grid) } else { Err(grid.scale) }
+    }
+
+    /// How fits that look at all values look for the grids of a scheme; `None` for those that extremes suffice.
+    pub(crate) fn hunt(&self, scheme: &Scheme) -> Option<(Number, Method)> {
+        match self {
+            Self::AbsMax | Self::MinMax => None,
+            Self::Search(search) => Some((search.number(scheme), Method::Search { steps: search.steps })),
+            Self::Hqq(hqq) => Some((Hqq::number(scheme), Method::HalfQuadratic(*hqq))),
+        }
     }
 
     /// The grids that span all values: those of the fit itself, or what a search begins with.
@@ -169,8 +185,8 @@ impl Fit {
         let steps = scheme.bits.steps() as f32;
         let how = match self {
             Self::AbsMax => Spreading::Peak(highest as f32),
-            Self::MinMax | Self::Search(_) if scheme.is_symmetric() => Spreading::Peak(steps / 2.0),
-            Self::MinMax | Self::Search(_) => Spreading::Range(steps),
+            _ if scheme.is_symmetric() => Spreading::Peak(steps / 2.0),
+            Self::MinMax | Self::Search(_) | Self::Hqq(_) => Spreading::Range(steps),
         };
         Spread { how, scales: scheme.scales, lowest: lowest as f32, highest: highest as f32 }
     }

@@ -13,7 +13,7 @@
 //! | multiply by integer weights with eight-bit activations | [`PackedInt::with_arithmetic`] |
 //! | know or force the instructions that products use | [`kernel::isa()`], [`kernel::force()`] |
 //! | scale or turn a model before encoding it | [`Awq`], [`SmoothQuant`], [`Rotate`] |
-//! | choose how scales are found | [`Fit`]: absmax, minmax, or [`fit::Search`], the default |
+//! | choose how scales are found | [`Fit`]: absmax, minmax, [`Hqq`], or [`fit::Search`], the default |
 //!
 //! ```
 //! use taper_quant::{Fit, RoundNearest};
@@ -49,7 +49,7 @@ pub mod values;
 pub use code::nf4::Nf4Scheme;
 pub use codec::codecs;
 pub use error::{Error, Result};
-pub use fit::{Fit, ScaleSign, Search};
+pub use fit::{Fit, Hqq, ScaleSign, Search};
 pub use kernel::{ActivationScale, Arithmetic};
 pub use layout::IntLayout;
 pub use packed_int::PackedInt;

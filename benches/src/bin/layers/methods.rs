@@ -2,7 +2,9 @@
 
 use taper::{
     core::{InputStats, Rows, linalg::Shrinkage},
-    quant::{Bits, Error, Fit, Gptq, Granularity, IntLayout, PackedInt, RoundNearest, Scheme, settle::Order},
+    quant::{
+        Bits, Error, Fit, Gptq, Granularity, Hqq, IntLayout, PackedInt, RoundNearest, Scheme, settle::Order,
+    },
 };
 
 /// A layer and what calibration saw of its inputs.
@@ -30,8 +32,9 @@ pub(crate) struct Done {
 type Method = fn(&Layer<'_>) -> Result<Done, Error>;
 
 /// All methods by name.
-pub(crate) const METHODS: [(&str, Method); 10] = [
+pub(crate) const METHODS: [(&str, Method); 11] = [
     ("rtn minmax asym", |layer| layer.rounded(true, Fit::MinMax, false)),
+    ("hqq asym", |layer| layer.rounded(true, Fit::Hqq(Hqq::default()), false)),
     ("search asym", |layer| layer.rounded(true, Fit::default(), false)),
     ("weighted search asym", |layer| layer.rounded(true, Fit::default(), true)),
     ("gptq asym, 1 % shrinkage, minmax", |layer| {

@@ -8,7 +8,7 @@ use taper::{
     prelude::*,
     prune::{Scope, UnitScore},
     quant::{
-        fit::{Fit, Search},
+        fit::{Fit, Hqq, Search},
         scheme::Granularity,
     },
 };
@@ -73,7 +73,7 @@ pub(crate) fn quantizers(select: &Select) -> Fallible<Vec<Method>> {
         for (fit_name, fit) in fits {
             add(format!("int{bits} g{group}, {fit_name}"), pass.with_fit(fit));
         }
-        for (fit_name, fit) in &fits[1..] {
+        for (fit_name, fit) in fits[1..].iter().chain(&[("hqq", Fit::Hqq(Hqq::default()))]) {
             add(format!("int{bits} g{group} asym, {fit_name}"), pass.asymmetric().with_fit(*fit));
         }
         if (bits, group) == (4, 32) {

@@ -20,7 +20,7 @@ use crate::{
     Error, Result,
     fit::{Fit, Sample, Tiles, search},
     kernel::encode::{
-        Encoders, Number,
+        Encoders, Method, Number,
         fresh::{Fresh, Memory, Piece},
     },
     values::Values,
@@ -160,7 +160,7 @@ impl Work<'_> {
         let weighted = self.weights.is_some();
         let depth = self.block.min(x.len());
         let mut tiles = (depth <= search::LONGEST)
-            .then(|| Tiles::new(self.encoders, Number::Quantiles, steps, depth, weighted));
+            .then(|| Tiles::new(self.encoders, Number::Quantiles, Method::Search { steps }, depth, weighted));
         let mut weights = Vec::new();
         let last = scales.len().saturating_sub(1);
         for (b, x) in x.chunks(self.block).enumerate() {

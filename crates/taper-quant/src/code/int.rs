@@ -139,7 +139,7 @@ mod tests {
         let mut values = vec![1.0f32; 64 * 4];
         values[64] = 1e9;
         values[128] = 2e9;
-        for fit in [Fit::AbsMax, Fit::MinMax, Fit::default()] {
+        for fit in [Fit::AbsMax, Fit::MinMax, Fit::default(), Fit::Hqq(crate::Hqq::default())] {
             let error =
                 encode(&values, 64, &Scheme::int4(32).unwrap(), &fit, None, RowAlign::Word).unwrap_err();
             assert!(matches!(error, Error::ScaleOverflow { row: 1, scales: ScaleType::F16, .. }), "{error}");

@@ -230,9 +230,9 @@ pub fn encode_values(
 pub(crate) fn check_fit(fit: &Fit) -> Result<()> {
     match fit {
         Fit::AbsMax | Fit::Search(_) => Ok(()),
-        Fit::MinMax => Err(Error::Conflict {
+        Fit::MinMax | Fit::Hqq(_) => Err(Error::Conflict {
             option: "fit",
-            conflict: "minmax spreads integer codes and has no meaning for nf4".into(),
+            conflict: "has no meaning for nf4: minmax and hqq spread integer codes".into(),
             expected: "choose absmax (as bitsandbytes does) or search".into(),
         }),
     }

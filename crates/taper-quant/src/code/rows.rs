@@ -16,9 +16,9 @@ use std::mem::MaybeUninit;
 use super::{STRETCH, normalized};
 use crate::{
     Error, Result,
-    fit::{Fit, Grid, Sample, Search, Tiles, search},
+    fit::{Fit, Grid, Sample, Tiles, search},
     kernel::encode::{
-        Codes, Encoders, Spread,
+        Codes, Encoders, Method, Number, Spread,
         fresh::{Fresh, Memory, Piece},
     },
     pack::RowAlign,
@@ -246,9 +246,9 @@ impl Work<'_> {
             return Err(Error::NotFinite { count: 0, first: 0 });
         };
         let (low, high) = parts.iter().fold((0f32, 0f32), |(low, high), p| (low.min(p.0), high.max(p.1)));
-        // Only a search looks at the values again.
+        // Only some fits look at the values again.
         let wide = match self.job.fit {
-            Fit::Search(_) => values.all(self.encoders),
+            Fit::Search(_) | Fit::Hqq(_) => values.all(self.encoders),
             Fit::AbsMax | Fit::MinMax => std::borrow::Cow::Borrowed(&[][..]),
         };
         let sample = Sample::weighted(&wide, self.weights);
@@ -308,7 +308,7 @@ impl Work<'_> {
         zeros: &mut [f32],
     ) -> Result<(), Failure> {
         let (cols, span, groups) = (self.job.cols, self.span(), self.groups);
-        let symmetric = self.job.scheme.is_symmetric() && !matches!(self.job.fit, Fit::Search(_));
+        let symmetric = self.job.scheme.is_symmetric() && self.job.fit.hunt(self.job.scheme).is_none();
         // Where groups fill rows, rows follow each other without a seam.
         let stride = if cols.is_multiple_of(span) { x.len() } else { cols };
         let per_stride = if cols.is_multiple_of(span) { low.len() } else { groups };
@@ -328,9 +328,9 @@ impl Work<'_> {
         if !(self.encoders.grids)(&self.spread, low, high, scales, zeros) {
             return self.one_by_one(first, x, scales, zeros);
         }
-        match self.job.fit {
-            Fit::AbsMax | Fit::MinMax => Ok(()),
-            Fit::Search(search) => self.search(search, first, x, (low, high), scales, zeros),
+        match self.job.fit.hunt(self.job.scheme) {
+            None => Ok(()),
+            Some(hunt) => self.search(hunt, first, x, (low, high), scales, zeros),
         }
     }
 
@@ -363,7 +363,7 @@ impl Work<'_> {
     /// Replaces spanning grids by searched ones.
     fn search(
         &self,
-        search: &Search,
+        (number, method): (Number, Method),
         first: usize,
         x: &[f32],
         (low, high): (&[f32], &[f32]),
@@ -374,13 +374,7 @@ impl Work<'_> {
         if depth > search::LONGEST {
             return self.one_by_one(first, x, scales, zeros);
         }
-        let mut tiles = Tiles::new(
-            self.encoders,
-            search.number(self.job.scheme),
-            search.steps,
-            depth,
-            self.weights.is_some(),
-        );
+        let mut tiles = Tiles::new(self.encoders, number, method, depth, self.weights.is_some());
         for index in 0..scales.len() {
             if search::searchable(low[index], high[index]) {
                 let (x, weights) = self.group(x, index);

@@ -23,7 +23,7 @@ use super::{
 };
 pub(crate) use crate::kernel::encode::search::LONGEST;
 use crate::{
-    kernel::encode::{Encoders, Number},
+    kernel::encode::{Encoders, Method, Number},
     scheme::{Bits, ScaleType, Scheme},
 };
 
@@ -92,8 +92,8 @@ impl Search {
             return Ok(self.long_grid(sample, low, high, scheme).unwrap_or(spanning));
         }
         let weights = sample.repeated();
-        let mut tiles =
-            Tiles::new(Encoders::active(), self.number(scheme), self.steps, length, weights.is_some());
+        let (number, method) = (self.number(scheme), Method::Search { steps: self.steps });
+        let mut tiles = Tiles::new(Encoders::active(), number, method, length, weights.is_some());
         tiles.put(0, values, weights.as_deref(), low, high);
         Ok(tiles.run().next().map_or(spanning, |found| Grid { scale: found.scale, zero: found.zero as i32 }))
     }

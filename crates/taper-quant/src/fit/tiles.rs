@@ -4,9 +4,9 @@
 //! put, put, put, …   value i of lane l goes to [i, l]        run: one scale and zero point per lane
 //! ```
 //!
-//! Neighbours: the search itself is in `kernel/encode/search.rs`.
+//! Neighbours: the searches themselves are `kernel/encode/search.rs` and `kernel/encode/hqq.rs`.
 
-use crate::kernel::encode::{Encoders, Number, Tile};
+use crate::kernel::encode::{Encoders, Method, Number, Tile};
 
 /// Most lanes of any table.
 const LANES: usize = 16;
@@ -25,7 +25,7 @@ pub(crate) struct Found {
 pub(crate) struct Tiles {
     encoders: &'static Encoders,
     number: Number,
-    steps: u16,
+    method: Method,
     /// `[depth, lanes]`.
     values: Vec<f32>,
     weights: Option<Vec<f32>>,
@@ -41,14 +41,14 @@ impl Tiles {
     pub(crate) fn new(
         encoders: &'static Encoders,
         number: Number,
-        steps: u16,
+        method: Method,
         depth: usize,
         weighted: bool,
     ) -> Self {
         let zeros = || vec![0f32; depth * encoders.lanes];
         let (low, high, counts, places) = ([0f32; LANES], [0f32; LANES], [1f32; LANES], [0; LANES]);
         let weights = weighted.then(zeros);
-        Self { encoders, number, steps, values: zeros(), weights, low, high, counts, places, filled: 0 }
+        Self { encoders, number, method, values: zeros(), weights, low, high, counts, places, filled: 0 }
     }
 
     /// Adds a group whose values lie between `low` and `high`; there is room for it.
@@ -76,7 +76,7 @@ impl Tiles {
             // What earlier groups left in other lanes is searched again, and not looked at.
             let tile = Tile {
                 number: self.number,
-                steps: self.steps,
+                method: self.method,
                 values: &self.values,
                 weights: self.weights.as_deref(),
                 low: &self.low,

@@ -7,10 +7,11 @@
 //! An [`Encoders`] table holds one function per step. All tables are the same few algorithms, compiled over lanes of
 //! different width, and give the same bits: the bytes of an encoded weight depend neither on the machine nor on threads.
 //!
-//! Neighbours: [`lanes`] says what a lane can do, [`plain`] and [`search`] are the algorithms, [`fresh`] the memory that
+//! Neighbours: [`lanes`] says what a lane can do, [`plain`], [`mod@search`] and [`mod@hqq`] are the algorithms, [`fresh`] the memory that
 //! results go to; [`crate::code`] drives them over rows.
 
 pub(crate) mod fresh;
+pub(crate) mod hqq;
 pub(crate) mod lanes;
 pub(crate) mod plain;
 pub(crate) mod search;
@@ -22,7 +23,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{Isa, isa};
 use crate::{
-    fit::ScaleSign,
+    fit::{Hqq, ScaleSign},
     scheme::{Bits, ScaleType},
 };
 
@@ -112,12 +113,20 @@ pub(crate) enum Number {
     Quantiles,
 }
 
+/// How grids are looked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Method {
+    /// The least squared error, over so many candidates on the coarse grid.
+    Search { steps: u16 },
+    /// The least sum of powers of errors.
+    HalfQuadratic(Hqq),
+}
+
 /// Groups side by side, all of at most [`search::LONGEST`] values: `[values, lanes]`, shorter groups filled up with zeros.
 #[derive(Debug)]
 pub(crate) struct Tile<'a> {
     pub(crate) number: Number,
-    /// Candidates on the coarse grid.
-    pub(crate) steps: u16,
+    pub(crate) method: Method,
     pub(crate) values: &'a [f32],
     /// How much each value matters; zeros where groups are filled up.
     pub(crate) weights: Option<&'a [f32]>,

@@ -44,6 +44,7 @@ const KEYS: &[&str] = &[
     "double-quant",
     "fit",
     "steps",
+    "norm",
     "scale-sign",
     "weighting",
     "stored-as",

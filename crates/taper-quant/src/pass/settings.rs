@@ -6,7 +6,9 @@
 //! group = 128               # or granularity = "channel" | "tensor"
 //! symmetry = "symmetric"    # or "asymmetric"
 //! scales = "f16"            # or "bf16", "f32"
-//! fit = "search"            # or "minmax", "absmax"
+//! fit = "search"            # or "minmax", "absmax", "hqq"
+//! steps = 16                # candidates of the search, or refits of hqq
+//! norm = 0.7                # of hqq
 //! stored-as = "compressed-tensors"   # or "int-quantized", "bitsandbytes"
 //! ```
 //!
@@ -18,7 +20,7 @@ use super::round_nearest::{FileFormat, Number, RoundNearest, Weighting};
 use crate::{
     Error, Result,
     code::nf4::{BlockScales, Nf4Scheme},
-    fit::{Fit, ScaleSign, Search},
+    fit::{Fit, Hqq, ScaleSign, Search},
     scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry},
 };
 
@@ -62,10 +64,12 @@ pub enum FitName {
     /// [`Fit::Search`].
     #[default]
     Search,
+    /// [`Fit::Hqq`].
+    Hqq,
 }
 
 /// The options of [`RoundNearest`] as a recipe has them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct RoundNearestSettings {
     /// Integers or NF4.
@@ -93,9 +97,12 @@ pub struct RoundNearestSettings {
     pub double_quant: Option<bool>,
     /// How scales are found.
     pub fit: FitName,
-    /// Candidates of the search.
+    /// Candidates of the search, or refits of hqq.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u16>,
+    /// The power of errors that hqq sums up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm: Option<f32>,
     /// Signs of a searched symmetric scale.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_sign: Option<ScaleSign>,
@@ -168,37 +175,38 @@ impl RoundNearestSettings {
     }
 
     fn fit(&self) -> Result<Fit> {
-        if self.fit != FitName::Search {
-            for (option, given) in
-                [("steps", self.steps.is_some()), ("scale-sign", self.scale_sign.is_some())]
-            {
-                if given {
-                    return Err(conflict(
-                        option,
-                        "belongs to the search",
-                        "set fit = \"search\", or remove it",
-                    ));
-                }
+        let (search, hqq) = (self.fit == FitName::Search, self.fit == FitName::Hqq);
+        for (option, misplaced, whose, expected) in [
+            ("steps", self.steps.is_some() && !search && !hqq, "belongs to the search and to hqq", "search"),
+            ("scale-sign", self.scale_sign.is_some() && !search, "belongs to the search", "search"),
+            ("norm", self.norm.is_some() && !hqq, "belongs to hqq", "hqq"),
+        ] {
+            if misplaced {
+                return Err(conflict(option, whose, &format!("set fit = \"{expected}\", or remove it")));
             }
         }
         Ok(match self.fit {
             FitName::AbsMax => Fit::AbsMax,
             FitName::MinMax => Fit::MinMax,
-            FitName::Search => {
-                let mut search = Search { sign: self.scale_sign.unwrap_or_default(), ..Search::default() };
-                if let Some(steps) = self.steps {
-                    if steps < 2 {
-                        return Err(conflict(
-                            "steps",
-                            &format!("is {steps}"),
-                            "a search has at least 2 steps",
-                        ));
-                    }
-                    search.steps = steps;
-                }
-                Fit::Search(search)
-            }
+            FitName::Search => Fit::Search(self.search()?),
+            FitName::Hqq => Fit::Hqq(self.hqq()?),
         })
+    }
+
+    fn search(&self) -> Result<Search> {
+        let mut search = Search { sign: self.scale_sign.unwrap_or_default(), ..Search::default() };
+        if let Some(steps) = self.steps {
+            if steps < 2 {
+                return Err(conflict("steps", &format!("is {steps}"), "a search has at least 2 steps"));
+            }
+            search.steps = steps;
+        }
+        Ok(search)
+    }
+
+    fn hqq(&self) -> Result<Hqq> {
+        let usual = Hqq::default();
+        usual.with_steps(self.steps.unwrap_or(usual.steps)).with_norm(self.norm.unwrap_or(usual.norm))
     }
 }
 
@@ -248,6 +256,11 @@ impl From<RoundNearest> for RoundNearestSettings {
                 settings.steps = Some(search.steps);
                 settings.scale_sign = matches!(pass.number(), Number::Int(_)).then_some(search.sign);
             }
+            Fit::Hqq(hqq) => {
+                settings.fit = FitName::Hqq;
+                settings.steps = Some(hqq.steps);
+                settings.norm = (hqq.norm != Hqq::default().norm).then_some(hqq.norm);
+            }
         }
         settings
     }
@@ -270,6 +283,7 @@ mod tests {
             json!({ "bits": 3, "group": 64, "symmetry": "asymmetric", "scales": "bf16", "fit": "minmax" }),
             json!({ "bits": 8, "granularity": "tensor", "stored-as": "int-quantized", "scale-sign": "positive" }),
             json!({ "bits": 8, "stored-as": "bitsandbytes", "fit": "absmax" }),
+            json!({ "bits": 2, "group": 64, "symmetry": "asymmetric", "fit": "hqq", "steps": 9, "norm": 0.5 }),
             json!({ "format": "nf4", "block": 32, "double-quant": true, "steps": 9, "weighting": "input-norms" }),
         ] {
             let pass = parse(value.clone()).unwrap();
@@ -289,6 +303,10 @@ mod tests {
             (json!({ "format": "nf4", "block": 0 }), "`block` is 0"),
             (json!({ "format": "nf4", "bits": 4 }), "belongs to integers"),
             (json!({ "format": "nf4", "fit": "minmax" }), "no meaning for nf4"),
+            (json!({ "format": "nf4", "fit": "hqq" }), "no meaning for nf4"),
+            (json!({ "fit": "hqq", "norm": 1.5 }), "above 0 and at most 1"),
+            (json!({ "fit": "hqq", "scale-sign": "either" }), "belongs to the search"),
+            (json!({ "norm": 0.7 }), "belongs to hqq"),
             (json!({ "block": 64 }), "belongs to nf4"),
             (json!({ "fit": "absmax", "symmetry": "asymmetric" }), "symmetric by definition"),
             (json!({ "granularity": "channel", "group": 32 }), "contradicts the granularity"),

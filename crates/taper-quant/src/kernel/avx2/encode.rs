@@ -8,12 +8,12 @@ use std::{
         __m256, __m256i, _CMP_LT_OQ, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps, _mm_min_ps, _mm_movehl_ps,
         _mm_shuffle_ps, _mm_storel_epi64, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256,
         _mm256_andnot_ps, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps,
-        _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_ph,
-        _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_i32gather_epi32,
+        _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+        _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_i32gather_epi32,
         _mm256_i32gather_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps,
-        _mm256_mul_ps, _mm256_permutevar8x32_epi32, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps,
-        _mm256_setr_epi8, _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_slli_epi32, _mm256_sqrt_ps,
-        _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_sub_ps,
+        _mm256_mul_ps, _mm256_or_ps, _mm256_permutevar8x32_epi32, _mm256_round_ps, _mm256_set1_epi32,
+        _mm256_set1_ps, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_slli_epi32,
+        _mm256_sqrt_ps, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_sub_ps,
     },
     ops::{Add, Div, Mul, Sub},
 };
@@ -213,6 +213,33 @@ impl Lanes for Eight {
     fn root(self) -> Self {
         // SAFETY: as above.
         Self(unsafe { _mm256_sqrt_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn exponent(self) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let biased = _mm256_srli_epi32::<23>(_mm256_castps_si256(self.0));
+            Self(_mm256_cvtepi32_ps(_mm256_sub_epi32(biased, _mm256_set1_epi32(127))))
+        }
+    }
+
+    #[inline(always)]
+    fn fraction(self) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let digits = _mm256_and_ps(self.0, _mm256_castsi256_ps(_mm256_set1_epi32(0x007f_ffff)));
+            Self(_mm256_or_ps(digits, _mm256_set1_ps(1.0)))
+        }
+    }
+
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let biased = _mm256_add_epi32(_mm256_cvttps_epi32(self.0), _mm256_set1_epi32(127));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased)))
+        }
     }
 
     #[inline(always)]

@@ -9,14 +9,15 @@
 use half::{bf16, f16};
 use std::{
     arch::x86_64::{
-        __m512, __m512i, __mmask16, _CMP_LT_OQ, _mm_storeu_si128, _mm256_loadu_si256, _mm512_abs_ps,
-        _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
-        _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_ph,
-        _mm512_cvttps_epi32, _mm512_div_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_add_epi32,
+        __m512, __m512i, __mmask16, _CMP_LT_OQ, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_SRC, _mm_storeu_si128,
+        _mm256_loadu_si256, _mm512_abs_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
+        _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8,
+        _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_ph, _mm512_cvttps_epi32, _mm512_div_ps,
+        _mm512_getexp_ps, _mm512_getmant_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_add_epi32,
         _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_permutex2var_epi32,
         _mm512_permutex2var_ps, _mm512_permutexvar_ps, _mm512_reduce_max_ps, _mm512_reduce_min_ps,
-        _mm512_roundscale_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_sqrt_ps,
-        _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+        _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32,
+        _mm512_sqrt_ps, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
     },
     ops::{Add, Div, Mul, Sub},
 };
@@ -188,6 +189,24 @@ impl Lanes for Sixteen {
     fn root(self) -> Self {
         // SAFETY: as above.
         Self(unsafe { _mm512_sqrt_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn exponent(self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_getexp_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn fraction(self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_getmant_ps::<_MM_MANT_NORM_1_2, _MM_MANT_SIGN_SRC>(self.0) })
+    }
+
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm512_scalef_ps(_mm512_set1_ps(1.0), self.0) })
     }
 
     #[inline(always)]

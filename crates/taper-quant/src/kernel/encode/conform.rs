@@ -7,14 +7,14 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use std::{mem::MaybeUninit, sync::Arc};
 
-use super::{Encoders, Isa, Number, Spread, Spreading, plain};
+use super::{Encoders, Isa, Method, Number, Spread, Spreading, plain};
 use crate::{
     code::{
         blocks,
         nf4::{Absmax, Nf4Scheme},
         rows::{Filled, Form, Job, Keep},
     },
-    fit::{Fit, Sample, ScaleSign, Search, Tiles},
+    fit::{Fit, Hqq, Sample, ScaleSign, Search, Tiles},
     kernel::available,
     pack::RowAlign,
     scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry},
@@ -96,6 +96,7 @@ fn fit() -> impl Strategy<Value = Fit> {
         Just(Fit::AbsMax),
         Just(Fit::MinMax),
         Just(Fit::default()),
+        Just(Fit::Hqq(Hqq::default())),
         Just(Fit::Search(Search::positive())),
         Just(Fit::Search(Search::default().with_steps(5))),
     ]
@@ -247,7 +248,7 @@ fn lanes_do_not_depend_on_their_neighbours() {
     let symmetric = Number::Symmetric { bits: Bits::TWO, sign: ScaleSign::Either, stored: ScaleType::F16 };
     for (isa, table) in tables() {
         for number in [number, symmetric, Number::Quantiles] {
-            let mut together = Tiles::new(table, number, 16, 48, false);
+            let mut together = Tiles::new(table, number, Method::Search { steps: 16 }, 48, false);
             let mut found = Vec::new();
             for seed in 0..table.lanes {
                 let x = &group(seed)[..48 - seed];
@@ -258,7 +259,7 @@ fn lanes_do_not_depend_on_their_neighbours() {
             for (seed, found) in found.iter().enumerate() {
                 let x = &group(seed)[..48 - seed];
                 let (low, high) = Sample::new(x).extremes();
-                let mut alone = Tiles::new(scalar(), number, 16, x.len(), false);
+                let mut alone = Tiles::new(scalar(), number, Method::Search { steps: 16 }, x.len(), false);
                 alone.put(0, x, None, low, high);
                 let want = alone.run().next().unwrap();
                 assert_eq!(

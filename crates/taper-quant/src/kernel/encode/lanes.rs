@@ -47,6 +47,12 @@ pub(crate) trait Lanes:
     fn floor(self) -> Self;
     /// The square root.
     fn root(self) -> Self;
+    /// ⌊log₂⌋ of a normal number above 0.
+    fn exponent(self) -> Self;
+    /// A normal number above 0, divided by a power of two that leaves it in 1 ≤ x < 2.
+    fn fraction(self) -> Self;
+    /// 2 to the power of an integer between −126 and 127.
+    fn power_of_two(self) -> Self;
     /// Rounded to a type of scales; beyond it infinite, below it 0.
     fn stored(self, scales: ScaleType) -> Self;
     /// Where `self` < `other`.
@@ -135,6 +141,21 @@ impl Lanes for f32 {
     #[inline(always)]
     fn root(self) -> Self {
         self.sqrt()
+    }
+
+    #[inline(always)]
+    fn exponent(self) -> Self {
+        ((self.to_bits() >> 23) as i32 - 127) as f32
+    }
+
+    #[inline(always)]
+    fn fraction(self) -> Self {
+        f32::from_bits(self.to_bits() & 0x007f_ffff | 0x3f80_0000)
+    }
+
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        f32::from_bits(((self as i32 + 127) as u32) << 23)
     }
 
     #[inline(always)]

@@ -15,7 +15,7 @@
 //!
 //! Sums are f32: groups have at most [`LONGEST`] values.
 
-use super::{Number, Tile, lanes::Lanes};
+use super::{Method, Number, Tile, hqq, lanes::Lanes};
 use crate::{
     fit::ScaleSign,
     scheme::{Bits, ScaleType},
@@ -76,9 +76,10 @@ impl<L: Lanes> Levels<L> for Quantiles {
 /// See [`super::Encoders::search`].
 #[inline(always)]
 pub(crate) fn search<L: Lanes>(job: &Tile<'_>, scales: &mut [f32], zeros: &mut [f32]) {
-    match job.weights {
-        None => numbers::<L, false>(job, job.values, scales, zeros),
-        Some(weights) => numbers::<L, true>(job, weights, scales, zeros),
+    match (job.method, job.weights) {
+        (Method::HalfQuadratic(how), _) => hqq::fit::<L>(job, how, scales, zeros),
+        (Method::Search { steps }, None) => numbers::<L, false>(job, job.values, steps, scales, zeros),
+        (Method::Search { steps }, Some(weights)) => numbers::<L, true>(job, weights, steps, scales, zeros),
     }
 }
 
@@ -86,19 +87,20 @@ pub(crate) fn search<L: Lanes>(job: &Tile<'_>, scales: &mut [f32], zeros: &mut [
 fn numbers<L: Lanes, const WEIGHTED: bool>(
     job: &Tile<'_>,
     weights: &[f32],
+    steps: u16,
     scales: &mut [f32],
     zeros: &mut [f32],
 ) {
     match job.number {
         Number::Symmetric { bits, sign, stored } => {
-            symmetric::<L, WEIGHTED>(job, weights, bits, sign, stored).store(scales);
+            symmetric::<L, WEIGHTED>(job, weights, steps, (bits, sign, stored)).store(scales);
         }
         Number::Asymmetric { bits, stored } => {
-            let (scale, zero) = asymmetric::<L, WEIGHTED>(job, weights, bits, stored);
+            let (scale, zero) = asymmetric::<L, WEIGHTED>(job, weights, steps, (bits, stored));
             scale.store(scales);
             zero.store(zeros);
         }
-        Number::Quantiles => quantiles::<L, WEIGHTED>(job, weights).store(scales),
+        Number::Quantiles => quantiles::<L, WEIGHTED>(job, weights, steps).store(scales),
     }
 }
 
@@ -106,9 +108,8 @@ fn numbers<L: Lanes, const WEIGHTED: bool>(
 fn symmetric<L: Lanes, const WEIGHTED: bool>(
     job: &Tile<'_>,
     weights: &[f32],
-    bits: Bits,
-    sign: ScaleSign,
-    stored: ScaleType,
+    points: u16,
+    (bits, sign, stored): (Bits, ScaleSign, ScaleType),
 ) -> L {
     let (bottom, top) = (bits.lowest() as f32, bits.highest() as f32);
     let (zero, one) = (L::splat(0.0), L::splat(1.0));
@@ -130,7 +131,7 @@ fn symmetric<L: Lanes, const WEIGHTED: bool>(
             ScaleSign::Either => L::splat(if round == 0 { -bottom } else { top }),
             ScaleSign::Positive => L::choose((zero - low).below(high), L::splat(top), L::splat(-bottom)),
         };
-        let axis = Axis::new(top - 0.35, reach * growth + L::splat(0.35), job.steps);
+        let axis = Axis::new(top - 0.35, reach * growth + L::splat(0.35), points);
         let mut k = axis.from;
         for point in 0..axis.most {
             hunt.judge(towards * k / peak, window, axis.has(point));
@@ -147,8 +148,8 @@ fn symmetric<L: Lanes, const WEIGHTED: bool>(
 fn asymmetric<L: Lanes, const WEIGHTED: bool>(
     job: &Tile<'_>,
     weights: &[f32],
-    bits: Bits,
-    stored: ScaleType,
+    points: u16,
+    (bits, stored): (Bits, ScaleType),
 ) -> (L, L) {
     let count = bits.steps() as f32;
     let (steps, half) = (L::splat(count), L::splat(count / 2.0));
@@ -158,7 +159,7 @@ fn asymmetric<L: Lanes, const WEIGHTED: bool>(
         Hunt::<L, _, WEIGHTED>::new(job.values, weights, stored, range, window_from(L::splat(0.0), steps));
     let peak = high.most(L::splat(0.0) - low);
     let growth = growth::<L, WEIGHTED>(job, weights, peak, count);
-    let axis = Axis::new(count - 0.7, steps * growth + L::splat(0.7), job.steps);
+    let axis = Axis::new(count - 0.7, steps * growth + L::splat(0.7), points);
     let mean = mean::<L, WEIGHTED>(job, weights);
     let mut k = axis.from;
     for point in 0..axis.most {
@@ -183,11 +184,11 @@ fn asymmetric<L: Lanes, const WEIGHTED: bool>(
 }
 
 #[inline(always)]
-fn quantiles<L: Lanes, const WEIGHTED: bool>(job: &Tile<'_>, weights: &[f32]) -> L {
+fn quantiles<L: Lanes, const WEIGHTED: bool>(job: &Tile<'_>, weights: &[f32], points: u16) -> L {
     let peak = L::load(job.high).most(L::splat(0.0) - L::load(job.low));
     let mut hunt = Hunt::<L, _, WEIGHTED>::new(job.values, weights, ScaleType::F32, peak, Quantiles);
     // About 16 levels: as much clipping as 8 steps from zero to the peak can pay for.
-    let axis = Axis::new(0.92, growth::<L, WEIGHTED>(job, weights, peak, 8.0), job.steps);
+    let axis = Axis::new(0.92, growth::<L, WEIGHTED>(job, weights, peak, 8.0), points);
     let mut k = axis.from;
     for point in 0..axis.most {
         hunt.judge(k / peak, Quantiles, axis.has(point));

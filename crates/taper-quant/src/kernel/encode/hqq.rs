@@ -1,0 +1,201 @@
+//! Half-quadratic grids, group beside group.
+//!
+//! ```text
+//! tile:  [values, lanes]   one group per lane      y = x / s₀      ρ = s / s₀      q = nearest code of y / ρ
+//!
+//! e = y − ρ q      d = e clamped to ±|e|^(p−1) / β      cost = Σ w |e|^p
+//! D = Σ w d        D_q = Σ w d q        Q = Σ w q       Q_q = Σ w q²
+//! ```
+//!
+//! d is what shrinkage leaves of the error: e − shrink(e). The steps are those of [`crate::fit::hqq`], which says why they are
+//! taken. A lane stops where its cost no longer falls; the last of them ends the loop.
+//!
+//! Powers are 2^((p−1) log₂ |e|), with polynomials good to 6·10⁻⁶: the shrinkage is a matter of degree, and costs that
+//! differ by less belong to grids that are equally good.
+//!
+//! Neighbours: [`super::lanes`] is what all of it is written over; [`super::search`] is the other way to look for grids.
+
+use super::{Number, Tile, lanes::Lanes};
+use crate::{
+    fit::hqq::{GROWTH, Hqq, STRENGTH},
+    scheme::ScaleType,
+};
+
+/// What stands for an error of 0, in steps: its power would be infinite.
+const LEAST: f32 = 1e-9;
+
+/// log₂(1.5 + x) for |x| ≤ 0.5, from the constant on.
+const LOG: [f32; 6] = [0.584_950_75, 0.961_803_44, -0.319_757_7, 0.142_005_49, -0.079_976_21, 0.043_004_956];
+
+/// 2^x for |x| ≤ 0.5, from the constant on.
+const EXP: [f32; 5] = [1.0, 0.693_121, 0.240_223_5, 0.055_921_976, 0.009_666_368];
+
+/// The grids that a half-quadratic search starts from and what it may change.
+struct Start<L> {
+    scale: L,
+    /// The code of the lowest level, counted from that of zero.
+    low: L,
+    /// Codes from lowest to highest.
+    steps: L,
+    stored: ScaleType,
+    /// Whether zero may move.
+    sliding: bool,
+}
+
+/// The sums of one iteration.
+struct Sums<L> {
+    cost: L,
+    d: L,
+    dq: L,
+    q: L,
+    qq: L,
+}
+
+/// See [`super::Encoders::search`].
+#[inline(always)]
+pub(crate) fn fit<L: Lanes>(job: &Tile<'_>, hqq: Hqq, scales: &mut [f32], zeros: &mut [f32]) {
+    match job.weights {
+        None => grids::<L, false>(job, job.values, hqq, scales, zeros),
+        Some(weights) => grids::<L, true>(job, weights, hqq, scales, zeros),
+    }
+}
+
+/// The grids of min–max, by its rules.
+#[inline(always)]
+fn start<L: Lanes>(job: &Tile<'_>) -> Option<Start<L>> {
+    let (low, high) = (L::load(job.low), L::load(job.high));
+    let zero = L::splat(0.0);
+    match job.number {
+        Number::Symmetric { bits, stored, .. } => {
+            let steps = L::splat(bits.steps() as f32);
+            let scale = (high.most(zero - low) / L::splat(bits.steps() as f32 / 2.0)).stored(stored);
+            Some(Start { scale, low: L::splat(bits.lowest() as f32), steps, stored, sliding: false })
+        }
+        Number::Asymmetric { bits, stored } => {
+            let (steps, lowest) = (L::splat(bits.steps() as f32), L::splat(bits.lowest() as f32));
+            let scale = ((high - low) / steps).stored(stored);
+            let at = (lowest - low / scale).most(lowest).least(lowest + steps).round();
+            Some(Start { scale, low: lowest - at, steps, stored, sliding: true })
+        }
+        Number::Quantiles => None,
+    }
+}
+
+#[inline(always)]
+fn grids<L: Lanes, const WEIGHTED: bool>(
+    job: &Tile<'_>,
+    weights: &[f32],
+    hqq: Hqq,
+    scales: &mut [f32],
+    zeros: &mut [f32],
+) {
+    let (zero, one, infinite) = (L::splat(0.0), L::splat(1.0), L::splat(f32::INFINITY));
+    let Some(Start { scale: first, low: start, steps, stored, sliding }) = start::<L>(job) else { return };
+    let usable = |scale: L| L::both(zero.below(scale), scale.below(infinite));
+    let mut active = usable(first);
+    let unit = L::choose(active, one / first, zero);
+    let total = if WEIGHTED { total::<L>(weights) } else { L::load(job.counts) };
+    let (mut scale, mut low, mut limit) = (first, start, L::splat(1.0 / STRENGTH));
+    let (mut best, mut best_scale, mut best_low) = (infinite, zero, start);
+    for _ in 0..=hqq.steps {
+        let ratio = scale / first;
+        let at = Place { unit, ratio, low, high: low + steps, limit };
+        let sums = sums::<L, WEIGHTED>(job.values, weights, &at, hqq.norm - 1.0);
+        active = L::both(active, sums.cost.below(best));
+        if !L::any(active) {
+            break;
+        }
+        best = L::choose(active, sums.cost, best);
+        best_scale = L::choose(active, scale, best_scale);
+        best_low = L::choose(active, low, best_low);
+        let slid = (low + (sums.d / (ratio * total)).round()).most(zero - steps).least(zero);
+        let by = if sliding { slid - low } else { zero };
+        let above = ratio * (sums.qq + by * sums.q) + (sums.dq + by * sums.d);
+        let below = sums.qq + (by + by) * sums.q + by * by * total;
+        scale = (above / below * first).stored(stored);
+        low = low + by;
+        active = L::both(active, usable(scale));
+        limit = limit * L::splat(1.0 / GROWTH);
+    }
+    best_scale.store(scales);
+    if let Number::Asymmetric { bits, .. } = job.number {
+        (L::splat(bits.lowest() as f32) - best_low).store(zeros);
+    }
+}
+
+/// Where one iteration looks.
+struct Place<L> {
+    /// 1 / s₀.
+    unit: L,
+    ratio: L,
+    low: L,
+    high: L,
+    /// 1 / β.
+    limit: L,
+}
+
+#[inline(always)]
+fn sums<L: Lanes, const WEIGHTED: bool>(x: &[f32], w: &[f32], at: &Place<L>, power: f32) -> Sums<L> {
+    let (zero, least) = (L::splat(0.0), L::splat(LEAST));
+    let inverse = L::splat(1.0) / at.ratio;
+    let (mut cost, mut d_sum, mut dq_sum, mut q_sum, mut qq_sum) = (zero, zero, zero, zero, zero);
+    for (x, w) in x.chunks_exact(L::WIDTH).zip(w.chunks_exact(L::WIDTH)) {
+        let y = L::load(x) * at.unit;
+        let q = (y * inverse).most(at.low).least(at.high).round();
+        let e = y - at.ratio * q;
+        let size = e.magnitude().most(least);
+        let t = to_power(size, power);
+        let reach = t * at.limit;
+        let d = e.most(zero - reach).least(reach);
+        let (wd, wq, each) =
+            if WEIGHTED { (L::load(w) * d, L::load(w) * q, L::load(w) * size) } else { (d, q, size) };
+        cost = cost + each * t;
+        (d_sum, dq_sum) = (d_sum + wd, dq_sum + wd * q);
+        (q_sum, qq_sum) = (q_sum + wq, qq_sum + wq * q);
+    }
+    Sums { cost, d: d_sum, dq: dq_sum, q: q_sum, qq: qq_sum }
+}
+
+/// x^power for normal x > 0.
+#[inline(always)]
+fn to_power<L: Lanes>(x: L, power: f32) -> L {
+    let log = x.exponent() + polynomial(x.fraction() - L::splat(1.5), &LOG);
+    let exponent = log * L::splat(power);
+    let whole = exponent.round();
+    polynomial(exponent - whole, &EXP) * whole.power_of_two()
+}
+
+#[inline(always)]
+fn polynomial<L: Lanes, const N: usize>(x: L, factors: &[f32; N]) -> L {
+    let mut value = L::splat(factors[N - 1]);
+    for i in (0..N - 1).rev() {
+        value = value * x + L::splat(factors[i]);
+    }
+    value
+}
+
+/// Σ w of each lane.
+#[inline(always)]
+fn total<L: Lanes>(weights: &[f32]) -> L {
+    let mut total = L::splat(0.0);
+    for w in weights.chunks_exact(L::WIDTH) {
+        total = total + L::load(w);
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn powers_are_those_of_the_standard_library() {
+        for i in 0..20_000 {
+            let x = 1e-9f32 * 1.0013f32.powi(i);
+            for power in [-0.3f32, -0.5, -1.0, 0.0] {
+                let (got, want) = (f64::from(to_power(x, power)), f64::from(x).powf(f64::from(power)));
+                assert!((got / want - 1.0).abs() < 2e-5, "{x}^{power} is {got} instead of {want}");
+            }
+        }
+    }
+}
