@@ -2,6 +2,7 @@
 
 use clap::{ArgGroup, Parser, Subcommand, value_parser};
 use std::{num::NonZeroUsize, path::PathBuf};
+use taper::models::llama::CacheFormat;
 
 /// Makes models smaller: quantization and pruning of model directories, and how good the result is.
 #[derive(Debug, Parser)]
@@ -121,6 +122,27 @@ pub(crate) struct Compress {
     /// Begin a new file after this many bytes, such as 4000000000, 500M or 4G.
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub(crate) shard_bytes: Option<u64>,
+}
+
+/// How a language model holds the keys and values of the tokens before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum KvCache {
+    /// As they are computed.
+    Full,
+    /// Eight bits each.
+    Int8,
+    /// Four bits each.
+    Int4,
+}
+
+impl From<KvCache> for CacheFormat {
+    fn from(format: KvCache) -> Self {
+        match format {
+            KvCache::Full => Self::Full,
+            KvCache::Int8 => Self::Int8,
+            KvCache::Int4 => Self::Int4,
+        }
+    }
 }
 
 /// What statistics are of.
@@ -248,6 +270,10 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "N", requires = "text", value_parser = count)]
     pub(crate) windows: Option<NonZeroUsize>,
 
+    /// Read the text through a cache of keys and values in this format, as generating does; without one where absent.
+    #[arg(long, value_enum, value_name = "FORMAT", requires = "text")]
+    pub(crate) kv_cache: Option<KvCache>,
+
     /// Mean KL divergence from this original, and how often both find the same token likeliest.
     #[arg(long, value_name = "DIR", requires = "text")]
     pub(crate) against: Option<PathBuf>,
@@ -293,6 +319,10 @@ pub(crate) struct Generate {
     /// Draw among the fewest tokens that together have this probability.
     #[arg(long, value_name = "P", value_parser = probability)]
     pub(crate) top_p: Option<f64>,
+
+    /// How the keys and values of the tokens before are held.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "full")]
+    pub(crate) kv_cache: KvCache,
 
     /// The same seed draws the same text.
     #[arg(long, default_value = "0")]

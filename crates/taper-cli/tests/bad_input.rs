@@ -260,3 +260,44 @@ fn a_file_that_may_not_grow_is_an_error_that_leaves_nothing() -> Tested {
     assert_eq!(scratch.names()?, ["model"]);
     Ok(())
 }
+
+#[test]
+fn what_would_change_nothing_is_an_error_of_the_run_and_of_its_dry_run() -> Tested {
+    let scratch = Scratch::new()?;
+    scratch.run("compress model -o small --int4")?.done();
+    let words = ["no weight was changed", "model.embed_tokens.weight"];
+    scratch.run("compress small -o smaller --int4")?.refused(1, &words);
+    scratch.run("compress small --dry-run --int4")?.refused(1, &words);
+    let recipe = "[[pass]]\nname = 'round-nearest'\nselect = '*.mlp.*'\n";
+    std::fs::write(scratch.at("half.toml"), recipe)?;
+    let floor = "--recipe half.toml --coverage-floor 0.9";
+    let words = ["less than the floor of 90.0 %"];
+    scratch.run(&format!("compress model --dry-run {floor}"))?.refused(1, &words);
+    scratch.run(&format!("compress model -o out {floor}"))?.refused(1, &words);
+    scratch.run("compress model --dry-run -o small --int4")?.refused(1, &["`small` exists already"]);
+    assert_eq!(scratch.names()?, ["half.toml", "model", "small"]);
+    Ok(())
+}
+
+#[test]
+fn exclusions_that_match_nothing_and_outputs_inside_the_input_are_refused() -> Tested {
+    let scratch = Scratch::new()?;
+    std::fs::write(scratch.at("r.toml"), "[[pass]]\nname = 'round-nearest'\nexclude = ['lm_haed.*']\n")?;
+    let words = ["`lm_haed.*`", "excludes", "`model.embed_tokens.weight`"];
+    scratch.run("compress model -o out --recipe r.toml")?.refused(1, &words);
+    scratch.run("compress model --dry-run --recipe r.toml")?.refused(1, &words);
+    for out in ["model/small", "model/../model/small"] {
+        scratch.run(&format!("compress model -o {out} --int4"))?.refused(2, &["inside the model directory"]);
+    }
+    assert_eq!(scratch.names()?, ["model", "r.toml"]);
+    Ok(())
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_is_an_error() -> Tested {
+    let scratch = Scratch::new()?;
+    let prompt = "once upon a time ".repeat(2000);
+    let mut command = scratch.command("generate model --max-tokens 3 --prompt");
+    Ran::of(command.arg(prompt).output()?).refused(1, &["prompt tokens", "max_position_embeddings"]);
+    Ok(())
+}

@@ -107,6 +107,30 @@ fn eval_judges_a_language_model_and_its_distance_from_the_original() -> Tested {
 }
 
 #[test]
+fn packed_caches_of_keys_and_values_are_judged_and_generated_with() -> Tested {
+    let scratch = Scratch::new()?;
+    std::fs::write(scratch.at("text.txt"), ::taper::bundled::TEXT)?;
+    let judged = |format: &str| -> Tested<Value> {
+        scratch.run(&format!("eval model --text text.txt --windows 2 {format} --json"))?.done().json()
+    };
+    let (plain, full) = (judged("")?, judged("--kv-cache full")?);
+    let (int8, int4) = (judged("--kv-cache int8")?, judged("--kv-cache int4")?);
+    assert!(plain["text"].get("kv_cache").is_none());
+    let of = |json: &Value| number(json, "/text/perplexity");
+    let bytes = |json: &Value| number(json, "/text/kv_cache/bytes_per_token");
+    // 4 layers, keys and values of 2 heads of 32 numbers.
+    assert_eq!(bytes(&full), 4.0 * 2.0 * 64.0 * 4.0);
+    assert_eq!((bytes(&int8), bytes(&int4)), (bytes(&full) * 9.0 / 32.0, bytes(&full) * 5.0 / 32.0));
+    assert!((of(&full) / of(&plain) - 1.0).abs() < 1e-5);
+    assert!((of(&int8) / of(&plain) - 1.0).abs() < 1e-3 && of(&int8) != of(&plain));
+    assert!((of(&int4) / of(&plain) - 1.0).abs() < 0.02);
+    let said = scratch.run("generate model --prompt Once --max-tokens 5 --kv-cache int4")?.done();
+    assert!(said.out.starts_with("Once"), "{}", said.out);
+    scratch.run("eval model --text text.txt --kv-cache int3")?.refused(2, &["int3", "full, int8, int4"]);
+    Ok(())
+}
+
+#[test]
 fn eval_says_which_architecture_a_metric_needs() -> Tested {
     let scratch = Scratch::new()?;
     std::fs::write(scratch.at("pairs.tsv"), "5.0\ta cat\ta cat\n0.0\ta cat\ta dog\n")?;

@@ -224,6 +224,28 @@ pub enum Error {
         left: String,
     },
 
+    /// Every selected weight was left as it is.
+    #[error("no weight was changed: {left}; select other weights, or begin with another checkpoint")]
+    NothingChanged {
+        /// Some of the weights, and why each stays.
+        left: String,
+    },
+
+    /// An exclusion matches no weight.
+    #[error(
+        "pass `{pass}`: nothing is called `{pattern}`, which it excludes; the checkpoint has {weights} weights, such as {examples}"
+    )]
+    NothingExcluded {
+        /// The pass.
+        pass: String,
+        /// The pattern.
+        pattern: String,
+        /// How many weights there are.
+        weights: usize,
+        /// Some of their names.
+        examples: String,
+    },
+
     /// The output is already there.
     #[error("`{}` exists already; choose another output directory or remove it", path.display())]
     OutputExists {

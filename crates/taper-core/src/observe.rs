@@ -3,10 +3,15 @@
 //! An [`Observer`] is shown every input of every layer that was built with it. [`Recorder`] turns inputs into
 //! [`Stats`]. Layers that read the same tensor (q, k and v; gate and up) share one accumulator: candle gives a tensor
 //! one id however often it is cloned, so an input is counted once, whoever shows it.
+//!
+//! One recorder may watch a model that several threads run at once, as an engine does that serves requests: an id names
+//! one tensor of one request, and the last [`RECENT`] ids of each group are remembered, so that requests may interleave.
+//! Each input is then counted once and whole; counts, minima and maxima do not depend on the order of requests, the last
+//! bits of the sums do.
 
 use candle_core::{DType, Tensor, TensorId};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -36,11 +41,28 @@ struct State {
     groups: Vec<Group>,
 }
 
+/// Inputs of a group that are remembered, and so the most requests that may be between two layers which share an input.
+pub const RECENT: usize = 256;
+
 #[derive(Debug)]
 struct Group {
     leader: String,
-    last: TensorId,
+    /// The newest at the end.
+    recent: VecDeque<TensorId>,
     accumulator: Accumulator,
+}
+
+impl Group {
+    fn knows(&self, id: TensorId) -> bool {
+        self.recent.iter().rev().any(|&known| known == id)
+    }
+
+    fn remember(&mut self, id: TensorId) {
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(id);
+    }
 }
 
 impl Recorder {
@@ -78,7 +100,7 @@ impl Observer for Recorder {
         let mut state = self.lock();
         let group = match state.sites.get(weight) {
             Some(&group) => group,
-            None => match state.groups.iter().position(|g| g.last == id) {
+            None => match state.groups.iter().position(|g| g.knows(id)) {
                 Some(shared) => {
                     state.sites.insert(weight.to_owned(), shared);
                     return Ok(());
@@ -86,7 +108,8 @@ impl Observer for Recorder {
                 None => {
                     let group = state.groups.len();
                     let accumulator = Accumulator::new(x.dims().last().copied().unwrap_or(0), self.needs);
-                    state.groups.push(Group { leader: weight.to_owned(), last: id, accumulator });
+                    let recent = VecDeque::from([id]);
+                    state.groups.push(Group { leader: weight.to_owned(), recent, accumulator });
                     state.sites.insert(weight.to_owned(), group);
                     let rows = rows_of(x)?;
                     return state.groups[group].accumulator.add(weight, &rows);
@@ -94,7 +117,7 @@ impl Observer for Recorder {
             },
         };
         let group = &mut state.groups[group];
-        if group.last == id {
+        if group.knows(id) {
             return Ok(()); // another layer has shown it already
         }
         if group.leader != weight {
@@ -108,7 +131,7 @@ impl Observer for Recorder {
         }
         let rows = rows_of(x)?;
         group.accumulator.add(weight, &rows)?;
-        group.last = id;
+        group.remember(id);
         Ok(())
     }
 }

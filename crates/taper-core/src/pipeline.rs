@@ -279,10 +279,10 @@ impl Pipeline {
     }
 
     /// What [`Pipeline::run_to`] would write: the very bytes of every file, without writing or (where the encoding's
-    /// size follows from shapes) reading a value.
+    /// size follows from shapes) reading a value. Errors where it would change nothing or less than the coverage floor.
     pub fn predict(&self, checkpoint: Checkpoint, run: &Run<'_>) -> Result<Prediction> {
         self.check_order()?;
-        predict::predict(&self.passes, checkpoint, run)
+        predict::predict(self, checkpoint, run)
     }
 
     fn report(
@@ -293,12 +293,29 @@ impl Pipeline {
         output: Totals,
         clock: Instant,
     ) -> Result<Report> {
-        let covered: BTreeSet<&str> = passes
-            .iter()
-            .flat_map(|p| &p.rows)
-            .filter(|r| !matches!(r.outcome, Outcome::Left { .. }))
-            .map(|r| r.weight.as_str())
-            .collect();
+        let rows = || passes.iter().flat_map(|p| &p.rows);
+        let changed = rows().filter(|r| !matches!(r.outcome, Outcome::Left { .. }));
+        let covered: BTreeSet<&str> = changed.map(|r| r.weight.as_str()).collect();
+        let left: Vec<String> = rows().filter_map(left).take(5).collect();
+        let (covered_bytes, eligible_bytes) = self.coverage(input, &covered, &left)?;
+        Ok(Report {
+            version: VERSION.to_owned(),
+            passes,
+            input: input.totals()?,
+            output,
+            calibration,
+            covered_bytes,
+            eligible_bytes,
+            seconds: clock.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Bytes of the matrices that were changed, and of all. Errors where nothing was, or less than the floor; `left` says
+    /// what was selected and stays.
+    fn coverage(&self, input: &Checkpoint, covered: &BTreeSet<&str>, left: &[String]) -> Result<(u64, u64)> {
+        if covered.is_empty() && !left.is_empty() {
+            return Err(Error::NothingChanged { left: left.join("; ") });
+        }
         let (mut covered_bytes, mut eligible_bytes) = (0, 0);
         for name in input.names() {
             let info = input.info(&name)?;
@@ -309,32 +326,28 @@ impl Pipeline {
                 }
             }
         }
-        let report = Report {
-            version: VERSION.to_owned(),
-            passes,
-            input: input.totals()?,
-            output,
-            calibration,
-            covered_bytes,
-            eligible_bytes,
-            seconds: clock.elapsed().as_secs_f64(),
-        };
-        if report.coverage() < self.coverage_floor {
-            let left: Vec<String> =
-                report.left().take(5).map(|(name, why)| format!("`{name}`: {why}")).collect();
-            let left =
-                if left.is_empty() { "other matrices were not selected".into() } else { left.join("; ") };
+        let reached = crate::report::share(covered_bytes, eligible_bytes);
+        if reached < self.coverage_floor {
+            let others = || "other matrices were not selected".to_owned();
             return Err(Error::CoverageTooLow {
-                reached: 100.0 * report.coverage(),
+                reached: 100.0 * reached,
                 floor: 100.0 * self.coverage_floor,
-                left,
+                left: if left.is_empty() { others() } else { left.join("; ") },
             });
         }
-        Ok(report)
+        Ok((covered_bytes, eligible_bytes))
     }
 }
 
-/// The names that a pass selects. Errors where there are none.
+/// A weight that was left, and why.
+fn left(row: &crate::report::Row) -> Option<String> {
+    match &row.outcome {
+        Outcome::Left { why } => Some(format!("`{}`: {why}", row.weight)),
+        _ => None,
+    }
+}
+
+/// The names that a pass selects. Errors where there are none, and where an exclusion matches nothing.
 fn selected(pass: &str, select: &Select, checkpoint: &Checkpoint) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for name in checkpoint.names() {
@@ -342,9 +355,17 @@ fn selected(pass: &str, select: &Select, checkpoint: &Checkpoint) -> Result<BTre
             names.insert(name);
         }
     }
+    let all = checkpoint.names();
+    let examples: Vec<String> = all.iter().take(3).map(|n| format!("`{n}`")).collect();
+    if let Some(pattern) = select.idle_exclusions(&all).next() {
+        return Err(Error::NothingExcluded {
+            pass: pass.to_owned(),
+            pattern: pattern.to_owned(),
+            weights: all.len(),
+            examples: examples.join(", "),
+        });
+    }
     if names.is_empty() {
-        let all = checkpoint.names();
-        let examples: Vec<String> = all.iter().take(3).map(|n| format!("`{n}`")).collect();
         return Err(Error::NothingSelected {
             pass: pass.to_owned(),
             select: select.to_string(),

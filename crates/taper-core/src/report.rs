@@ -243,10 +243,7 @@ impl Report {
     /// Bytes compressed over bytes eligible, 0 to 1; 1 where nothing is eligible.
     #[must_use]
     pub fn coverage(&self) -> f64 {
-        if self.eligible_bytes == 0 {
-            return 1.0;
-        }
-        self.covered_bytes as f64 / self.eligible_bytes as f64
+        share(self.covered_bytes, self.eligible_bytes)
     }
 
     /// The weights that some pass left as they were, with the reason.
@@ -344,4 +341,9 @@ impl fmt::Display for Report {
         )?;
         write!(f, "coverage {:.1} % of the matrices' bytes, {:.2} s", 100.0 * self.coverage(), self.seconds)
     }
+}
+
+/// Bytes covered over bytes eligible; 1 where nothing is eligible.
+pub(crate) fn share(covered: u64, eligible: u64) -> f64 {
+    if eligible == 0 { 1.0 } else { covered as f64 / eligible as f64 }
 }

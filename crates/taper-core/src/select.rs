@@ -94,6 +94,12 @@ impl Select {
         Ok(self)
     }
 
+    /// The exclusions that match none of these names.
+    pub(crate) fn idle_exclusions(&self, names: &[String]) -> impl Iterator<Item = &str> {
+        let idle = |p: &&Pattern| !names.iter().any(|name| p.regex.is_match(name));
+        self.exclude.iter().filter(idle).map(|p| p.text.as_str())
+    }
+
     /// True where a weight of this name and shape is selected.
     #[must_use]
     pub fn matches(&self, name: &str, shape: &[usize]) -> bool {

@@ -11,11 +11,14 @@
 //! candle's fused softmax ends gradients without a word, so it is used only where none is tracked.
 
 use candle_core::{D, DType, Tensor};
-use taper_core::{Result, nn::tracked};
+use taper_core::{Error, Result, nn::tracked};
 
 use crate::kernel::{
     self,
-    attention::{Heads, Seen, Sight, Turn},
+    attention::{
+        Heads, Seen, Sight, Turn,
+        packed::{self, PackedSeen},
+    },
 };
 
 /// True where [`fused`] may be used: no gradient is tracked, and all is f32 in memory.
@@ -44,12 +47,32 @@ pub(crate) fn fused(
         kernel::attention::attend([q, k, v], heads, turn, sight, seen, growth)
     };
     let y = kernel::values(q, |q| kernel::values(k, |k| kernel::values(v, |v| work(q, k, v))));
-    match y.flatten().flatten() {
-        Some(y) => Ok(Tensor::from_vec(y, q.shape(), q.device())?),
-        None => {
-            Err(taper_core::Error::bad_option("activations", format!("{:?}", q.dtype()), "f32 in memory"))
-        }
-    }
+    let y = y.flatten().flatten().ok_or_else(|| not_plain(q))?;
+    Ok(Tensor::from_vec(y, q.shape(), q.device())?)
+}
+
+/// As [`fused`], each query seeing itself and what came before, of that the last `window`, through packed keys and values.
+///
+/// Errors where a key or value is not finite or beyond f16; nothing was appended then.
+pub(crate) fn fused_packed(
+    [q, k, v]: [&Tensor; 3],
+    heads: Heads,
+    turn: Option<Turn<'_>>,
+    window: usize,
+    seen: &mut PackedSeen,
+) -> Result<Tensor> {
+    let mut work = |q: &[f32], k: &[f32], v: &[f32]| packed::attend([q, k, v], heads, turn, window, seen);
+    let y = kernel::values(q, |q| kernel::values(k, |k| kernel::values(v, |v| work(q, k, v))));
+    let y = y.flatten().flatten().ok_or_else(|| not_plain(q))?;
+    let y = y.map_err(|packed::OutOfRange| {
+        let expected = "finite keys and values of at most 65504, or a cache of full precision";
+        Error::bad_option("cache", "packed", expected)
+    })?;
+    Ok(Tensor::from_vec(y, q.shape(), q.device())?)
+}
+
+fn not_plain(x: &Tensor) -> Error {
+    Error::bad_option("activations", format!("{:?}", x.dtype()), "f32 in memory")
 }
 
 /// Attention of `q` `[batch, heads, s, d]` over `k` and `v` `[batch, groups, t, d]`; the result has the shape of `q`.

@@ -54,8 +54,24 @@ pub fn generate(
     prompt: &str,
     limit: usize,
     sampling: Sampling,
+    on_text: impl FnMut(&str) -> Flow,
+) -> Result<Generation> {
+    let mut cache = Cache::new(model.config());
+    generate_in(&mut cache, model, tokenizer, prompt, limit, sampling, on_text)
+}
+
+/// [`generate`] with a cache of one's own, which is cleared first and then holds all tokens but the last: for a
+/// [`crate::llama::CacheFormat`] other than full.
+pub fn generate_in(
+    cache: &mut Cache,
+    model: &Llama,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    limit: usize,
+    sampling: Sampling,
     mut on_text: impl FnMut(&str) -> Flow,
 ) -> Result<Generation> {
+    cache.clear();
     let mut sampler = Sampler::new(sampling)?;
     let mut seen = tokenizer.encode(prompt, SpecialTokens::Add)?;
     let prompt_tokens = seen.len();
@@ -63,15 +79,19 @@ pub fn generate(
         return Err(Error::TooFew { figure: "a continuation", what: "prompt tokens", found: 0, least: 1 });
     }
     let mut words = Detokenizer::after(tokenizer, &seen)?;
-    let mut cache = Cache::new(model.config());
+    let most = model.config().max_position_embeddings;
+    if prompt_tokens > most {
+        let expected = format!("at most `max_position_embeddings`, {most}; shorten the prompt");
+        return Err(taper_core::Error::bad_option("prompt tokens", prompt_tokens, expected).into());
+    }
     let mut text = String::new();
     let mut stop = Stop::Limit;
     for _ in 0..limit {
-        if seen.len() > model.config().max_position_embeddings {
+        if seen.len() > most {
             stop = Stop::ContextFull;
             break;
         }
-        let token = sampler.next(&next_logits(model, &mut cache, &seen)?, &seen)?;
+        let token = sampler.next(&next_logits(model, cache, &seen)?, &seen)?;
         if model.config().eos_token_ids.contains(&token) {
             stop = Stop::EndOfText;
             break;

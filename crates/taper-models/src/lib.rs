@@ -51,6 +51,6 @@ pub use bert::{Bert, BertConfig, SentenceEncoder};
 pub use ds_cnn::{DsCnn, DsCnnConfig};
 pub use error::{Error, Result};
 pub use families::{AnyModel, Families, Family};
-pub use generate::{Generation, Sampling, generate};
+pub use generate::{Generation, Sampling, generate, generate_in};
 pub use llama::{Llama, LlamaConfig};
 pub use tokenizer::Tokenizer;

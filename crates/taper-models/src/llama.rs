@@ -17,7 +17,7 @@ pub mod gguf;
 mod layer;
 mod rope;
 
-pub use cache::Cache;
+pub use cache::{Cache, CacheFormat};
 pub use config::{LayerKind, LlamaConfig, LlamaFamily, Reach};
 pub use couplings::LlamaCouplings;
 pub use rope::{Rope, RopeConfig, RopeScaling, Rotation};
@@ -130,7 +130,21 @@ impl Llama {
         rayon::scope(|_| self.continued(ids, cache))
     }
 
+    /// Logits at every position of `ids` `[batch, len]`, with the tokens in `cache` before them: f32
+    /// `[batch, len, vocabulary]`. The cache then holds `ids` as well.
+    ///
+    /// With a packed cache these are the logits that [`Llama::forward_last`] gives token by token.
+    pub fn forward_cached(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        self.logits(&self.states_after(ids, cache)?)
+    }
+
     fn continued(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor> {
+        let x = self.states_after(ids, cache)?;
+        Ok(self.logits(&x.narrow(1, x.dim(1)? - 1, 1)?.contiguous()?)?.squeeze(1)?)
+    }
+
+    /// The last residual stream of `ids`, which follow what the cache holds.
+    fn states_after(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let mut x = self.embed(ids)?;
         let len = x.dim(1)?;
         let stretch = self.positions.stretch(&x, cache.len())?;
@@ -138,7 +152,7 @@ impl Llama {
             x = layer.forward(&x, &stretch, Some(cache.layer(i)?))?;
         }
         cache.advance(len);
-        Ok(self.logits(&x.narrow(1, len - 1, 1)?.contiguous()?)?.squeeze(1)?)
+        Ok(x)
     }
 
     /// The residual stream before each layer and after the last: `num_layers + 1` tensors `[batch, len, hidden]`.

@@ -57,6 +57,9 @@ pub(crate) fn run(args: &Compress, terminal: Terminal) -> Result<(), Failure> {
     let recipe = args.recipe.as_ref().map(Recipe::find).transpose()?;
     let mut pipeline = pipeline(args, recipe.as_ref())?;
     let checkpoint = taper::open(&args.dir)?;
+    if let Some(out) = &args.out {
+        check_place(&args.dir, out, args.dry_run)?;
+    }
     let bar = Bar::new(terminal);
     let statistics = Statistics::of(args, &checkpoint, &pipeline, &bar)?;
     let mut run = statistics.join(Run::new().with_progress(&bar));
@@ -127,6 +130,25 @@ fn pipeline(args: &Compress, recipe: Option<&Recipe>) -> Result<Pipeline, Failur
         None if args.int4 => recipe::int4(group.unwrap_or(INT4_GROUP))?,
         None => recipe::nf4(group.unwrap_or(NF4_BLOCK))?,
     })
+}
+
+/// Refuses an output inside the input (which is only read), and for a dry run one that exists: a real run says so itself.
+fn check_place(dir: &Path, out: &Path, dry_run: bool) -> Result<(), Failure> {
+    let parent = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // A parent that is not there is reported where the directory is made.
+    if let (Ok(dir), Ok(parent)) = (dir.canonicalize(), parent.canonicalize())
+        && parent.starts_with(&dir)
+    {
+        let place = format!("`{}` is inside the model directory, which is only read", out.display());
+        return Err(Failure::Usage(format!("{place}; choose a place outside `{}`", dir.display())));
+    }
+    if dry_run && out.exists() {
+        return Err(taper::Error::OutputExists { path: out.to_owned() }.into());
+    }
+    Ok(())
 }
 
 /// What a cancelled run leaves, and how to go on.

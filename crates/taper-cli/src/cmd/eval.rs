@@ -7,12 +7,14 @@ use std::{
 };
 use taper::{
     Checkpoint,
+    candle::Tensor,
     models::{
-        DsCnnConfig, SentenceEncoder, Tokenizer,
+        DsCnnConfig, Llama, SentenceEncoder, Tokenizer,
         eval::{
             Accuracy, Divergence, Labelled, Perplexity, Similarity, Windows, accuracy, divergence,
             perplexity, read_pairs, similarity,
         },
+        llama::{Cache, CacheFormat},
     },
 };
 
@@ -39,6 +41,14 @@ struct Text {
     #[serde(flatten)]
     perplexity: Perplexity,
     tokens_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_cache: Option<KvCache>,
+}
+
+#[derive(Serialize)]
+struct KvCache {
+    format: &'static str,
+    bytes_per_token: f64,
 }
 
 #[derive(Serialize)]
@@ -68,7 +78,7 @@ fn language(
     file: &Path,
     bar: &Bar,
 ) -> Result<(Option<Text>, Option<Divergence>), Failure> {
-    let model = Language::of(checkpoint.clone())?;
+    let model = Language::of(checkpoint.clone())?.through(args.kv_cache.map(CacheFormat::from));
     let text = std::fs::read_to_string(file).map_err(Failure::file(file))?;
     let all = Windows::of_text(&Tokenizer::of(checkpoint)?, &text, args.window.get())?;
     let limit = args.windows.map(std::num::NonZeroUsize::get);
@@ -76,11 +86,25 @@ fn language(
     let clock = Instant::now();
     let perplexity = perplexity(&model, &windows, bar)?;
     let tokens = (windows.len() * windows.size()) as f64;
-    let text = Text { perplexity, tokens_per_second: tokens / clock.elapsed().as_secs_f64() };
+    let tokens_per_second = tokens / clock.elapsed().as_secs_f64();
+    let kv_cache = args.kv_cache.map(|format| held(&model.model, &windows, format.into())).transpose()?;
+    let text = Text { perplexity, tokens_per_second, kv_cache };
     let Some(original) = &args.against else { return Ok((Some(text), None)) };
     let original = Language::open(original)?;
     let windows = all.first(limit.unwrap_or(DIVERGENCE_WINDOWS));
     Ok((Some(text), Some(divergence(&original, &model, &windows, bar)?)))
+}
+
+/// What a cache takes that holds one window.
+fn held(model: &Llama, windows: &Windows, format: CacheFormat) -> Result<KvCache, Failure> {
+    let mut cache = Cache::with_format(model.config(), format);
+    if let Some(window) = windows.iter().next() {
+        let ids =
+            Tensor::from_slice(window, (1, window.len()), model.device()).map_err(taper::Error::from)?;
+        model.forward_last(&ids, &mut cache)?;
+    }
+    let bytes_per_token = cache.nbytes() as f64 / cache.len().max(1) as f64;
+    Ok(KvCache { format: format.name(), bytes_per_token })
 }
 
 fn sentences(checkpoint: &Checkpoint, files: &[PathBuf], bar: &Bar) -> Result<Vec<Sts>, Failure> {
@@ -102,11 +126,14 @@ fn classes(checkpoint: &Checkpoint, file: &Path, bar: &Bar) -> Result<Accuracy, 
 
 fn lines(shown: &Shown<'_>) -> Vec<String> {
     let mut lines = Vec::new();
-    if let Some(Text { perplexity: p, tokens_per_second }) = &shown.text {
+    if let Some(Text { perplexity: p, tokens_per_second, kv_cache }) = &shown.text {
         lines.push(format!(
             "perplexity {:.3} over {} predictions in {} windows of {} ({tokens_per_second:.0} tokens/s)",
             p.perplexity, p.predictions, p.windows, p.window
         ));
+        if let Some(KvCache { format, bytes_per_token }) = kv_cache {
+            lines.push(format!("through a {format} cache of {bytes_per_token:.0} bytes per token"));
+        }
     }
     if let Some(d) = &shown.against {
         lines.push(format!(

@@ -4,7 +4,7 @@ use serde::Serialize;
 use std::time::Instant;
 use taper::{
     Flow,
-    models::{Generation, Sampling, Tokenizer, generate},
+    models::{Generation, Sampling, Tokenizer, generate_in, llama::Cache},
 };
 
 use crate::{args::Generate, failure::Failure, interrupt, model::Language, terminal::Terminal};
@@ -22,13 +22,16 @@ pub(crate) fn run(args: &Generate, terminal: Terminal) -> Result<(), Failure> {
     let tokenizer = Tokenizer::of(&language.checkpoint)?;
     let clock = Instant::now();
     let mut shown = terminal.piece(&args.prompt);
-    let limit = args.max_tokens.get();
-    let generation = generate(&language.model, &tokenizer, &args.prompt, limit, sampling(args), |piece| {
+    let (limit, model) = (args.max_tokens.get(), &language.model);
+    let mut cache = Cache::with_format(model.config(), args.kv_cache.into());
+    let on_text = |piece: &str| {
         if shown.is_ok() {
             shown = terminal.piece(piece);
         }
         if shown.is_err() { Flow::Cancel } else { interrupt::flow() }
-    })?;
+    };
+    let generation =
+        generate_in(&mut cache, model, &tokenizer, &args.prompt, limit, sampling(args), on_text)?;
     shown?;
     terminal.piece("\n")?;
     interrupt::check()?;

@@ -3,12 +3,12 @@
 //! The same layout functions as the real run, fed with outlines: what the passes say of shapes alone, and where they
 //! cannot (a sparse weight's size depends on its zeros), the weight itself, computed and thrown away.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
 use super::{Pipeline, Run, memory, stream};
 use crate::{
-    Checkpoint, Outline, Pass, Result,
-    report::Totals,
+    Checkpoint, Outline, Result, Stage,
+    report::{Row, Totals},
     store::{
         layout::{self, FileWeight, Sharding},
         output::side_files,
@@ -32,25 +32,29 @@ pub struct Prediction {
     pub computed: usize,
 }
 
-pub(super) fn predict(passes: &[Arc<dyn Pass>], input: Checkpoint, run: &Run<'_>) -> Result<Prediction> {
+pub(super) fn predict(pipeline: &Pipeline, input: Checkpoint, run: &Run<'_>) -> Result<Prediction> {
     let before = input.totals()?;
+    let passes = &pipeline.passes;
     let (first, streamed) = passes.split_at(stream::whole_passes(passes));
     Pipeline::check_needs(first, run)?;
-    let checkpoint = memory::run(first, input, run)?.checkpoint;
+    let memory::Ran { checkpoint, reports, .. } = memory::run(first, input.clone(), run)?;
+    let mut fate = Fate::default();
+    reports.iter().flat_map(|report| &report.rows).for_each(|row| fate.note(row));
     let steps = stream::Steps::new(streamed, &checkpoint)?;
     let context = run.context(run.stats);
     let mut sharding = Sharding::new(run.shard_bytes);
     let mut shards: Vec<Vec<FileWeight>> = Vec::new();
     let mut computed = 0;
     for name in checkpoint.names() {
-        let outline = match outlined(&steps, &name, &checkpoint)? {
+        let outline = match outlined(&steps, &name, &checkpoint, &mut fate)? {
             Some(outline) => outline,
             None => {
                 computed += 1;
                 // Its values decide its size; they cannot be told without statistics, and none are gathered here.
                 let given = Run { stats: run.stats, ..Run::new() };
                 Pipeline::check_needs(streamed, &given)?;
-                let (weight, _) = stream::through(&steps, &name, &checkpoint, &context)?;
+                let (weight, rows) = stream::through(&steps, &name, &checkpoint, &context)?;
+                rows.iter().for_each(|(_, row)| fate.note(row));
                 Outline::of_parts(&parts_of(&name, weight.as_ref())?)
             }
         };
@@ -59,6 +63,7 @@ pub(super) fn predict(passes: &[Arc<dyn Pass>], input: Checkpoint, run: &Run<'_>
         shards.resize_with(shards.len().max(shard + 1), Vec::new);
         shards[shard].push(weight);
     }
+    pipeline.coverage(&input, &fate.changed.iter().map(String::as_str).collect(), &fate.left)?;
     shards.resize_with(shards.len().max(1), Vec::new);
     let files = files(&checkpoint, &shards)?;
     Ok(Prediction {
@@ -70,8 +75,34 @@ pub(super) fn predict(passes: &[Arc<dyn Pass>], input: Checkpoint, run: &Run<'_>
     })
 }
 
+/// What would become of weights, as far as shapes tell.
+#[derive(Default)]
+struct Fate {
+    changed: BTreeSet<String>,
+    left: Vec<String>,
+}
+
+impl Fate {
+    fn note(&mut self, row: &Row) {
+        match super::left(row) {
+            Some(left) => self.left.push(left),
+            None => {
+                self.changed.insert(row.weight.clone());
+            }
+        }
+    }
+}
+
 /// The outline of a weight after all steps, where every step can tell.
-fn outlined(steps: &stream::Steps<'_>, name: &str, checkpoint: &Checkpoint) -> Result<Option<Outline>> {
+///
+/// An encoder that leaves the outline as it is leaves the weight; what other passes change need not show in it.
+fn outlined(
+    steps: &stream::Steps<'_>,
+    name: &str,
+    checkpoint: &Checkpoint,
+    fate: &mut Fate,
+) -> Result<Option<Outline>> {
+    let mut changed = false;
     let info = checkpoint.info(name)?;
     let mut outline = match layout::dense_type(&info) {
         Some(dtype) => Outline::dense(info.encoding, dtype, info.shape),
@@ -79,9 +110,17 @@ fn outlined(steps: &stream::Steps<'_>, name: &str, checkpoint: &Checkpoint) -> R
     };
     for (_, step) in steps.of(name) {
         match step.pass.outline(name, &outline) {
-            Some(after) => outline = after,
+            Some(after) => {
+                changed |= step.pass.stage() != Stage::Encode || after != outline;
+                outline = after;
+            }
             None => return Ok(None),
         }
+    }
+    if changed {
+        fate.changed.insert(name.to_owned());
+    } else if steps.of(name).next().is_some() {
+        fate.left.push(format!("`{name}`: stays {}", outline.encoding));
     }
     Ok(Some(outline))
 }

@@ -63,11 +63,11 @@ fn an_input_that_two_layers_read_is_counted_once() {
 #[test]
 fn layers_that_stop_sharing_are_an_error_not_a_wrong_sum() {
     let recorder = Recorder::new(Needs::InputNorms);
-    let (a, b) = (tensor(&[2, 4], 1), tensor(&[2, 4], 2));
+    let (a, b, c) = (tensor(&[2, 4], 1), tensor(&[2, 4], 2), tensor(&[2, 4], 3));
     recorder.observe("q", &a).unwrap();
     recorder.observe("k", &a).unwrap();
     recorder.observe("q", &b).unwrap();
-    assert!(error_of(recorder.observe("k", &a)).contains("shared its input with `q`"));
+    assert!(error_of(recorder.observe("k", &c)).contains("shared its input with `q`"));
 }
 
 #[test]
@@ -92,4 +92,24 @@ fn an_observed_layer_computes_the_same_and_an_unobserved_one_costs_nothing() {
     let (a, b) = (plain.left.forward(&x).unwrap(), observed.left.forward(&x).unwrap());
     assert_eq!(a.to_vec2::<f32>().unwrap(), b.to_vec2::<f32>().unwrap());
     assert_eq!(recorder.stats().unwrap().len(), 1, "only the layer that ran");
+}
+
+#[test]
+fn interleaved_requests_are_each_counted_once() {
+    let recorder = Recorder::new(Needs::Gram);
+    let input = |at: f32| Tensor::new(&[[at, 2.0], [1.0, -at]], &Device::Cpu).unwrap();
+    let (a, b) = (input(1.0), input(5.0));
+    // Two requests between the layers q and k, which share an input.
+    for (layer, x) in [("q", &a), ("q", &b), ("k", &a), ("k", &b), ("o", &b), ("o", &a)] {
+        recorder.observe(layer, x).unwrap();
+    }
+    let stats = recorder.stats().unwrap();
+    for layer in ["q", "k", "o"] {
+        let seen = stats.get(layer).unwrap();
+        assert_eq!(
+            (seen.count, &seen.sum_squares[..]),
+            (4, &[1.0 + 1.0 + 25.0 + 1.0, 4.0 + 1.0 + 4.0 + 25.0][..])
+        );
+    }
+    assert_eq!(stats.get("q").unwrap(), stats.get("k").unwrap());
 }

@@ -8,7 +8,10 @@
 //! ```
 //!
 //! A query reads the keys that it may see and no others, so that a causal prompt costs half. Queries are dealt out in blocks
-//! of fixed size; each is summed by one thread in one order.
+//! of fixed size; each is summed by one thread in one order. Neighbours: [`packed`] is the same over eight or four bits.
+
+pub(crate) mod block;
+pub(crate) mod packed;
 
 use rayon::prelude::*;
 
@@ -68,6 +71,11 @@ impl Seen {
     /// True where more positions of an attention of these sizes can follow.
     pub(crate) fn fits(&self, heads: Heads) -> bool {
         self.len == 0 || self.keys.len() == heads.batch * heads.groups * heads.dim * self.room
+    }
+
+    /// Bytes of memory held.
+    pub(crate) fn nbytes(&self) -> usize {
+        (self.keys.capacity() + self.values.capacity()) * size_of::<f32>()
     }
 
     /// Forgets them; the memory is kept.

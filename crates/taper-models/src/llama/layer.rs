@@ -14,7 +14,7 @@ use taper_core::{
 
 use super::{
     LlamaConfig,
-    cache::LayerCache,
+    cache::{LayerCache, Store},
     config::{LayerKind, Reach},
     rope::Rotation,
 };
@@ -162,12 +162,16 @@ impl Attention {
             Reach::Window(size) => size,
         };
         let mut fresh = Seen::default();
-        let (seen, growth) = match cache {
+        let mut store = match cache {
             Some(cache) => cache.seen(heads)?,
-            None => (&mut fresh, 0),
+            None => Store::Full(&mut fresh, 0),
         };
-        let sight = Sight::Before { window };
-        let mut attend = |turn: Option<Turn<'_>>| attention::fused(qkv, heads, turn, sight, seen, growth);
+        let mut attend = |turn: Option<Turn<'_>>| match &mut store {
+            Store::Full(seen, growth) => {
+                attention::fused(qkv, heads, turn, Sight::Before { window }, seen, *growth)
+            }
+            Store::Packed(seen) => attention::fused_packed(qkv, heads, turn, window, seen),
+        };
         if !self.kind.rotated {
             return attend(None);
         }

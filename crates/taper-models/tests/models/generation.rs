@@ -6,8 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use taper_core::{Checkpoint, Flow};
 use taper_models::{
     Error,
-    generate::{Detokenizer, Generation, Sampling, Stop, generate},
-    llama::Llama,
+    generate::{Detokenizer, Generation, Sampling, Stop, generate, generate_in},
+    llama::{Cache, CacheFormat, Llama},
     tokenizer::{SpecialTokens, Tokenizer},
 };
 
@@ -152,4 +152,78 @@ fn a_limit_cuts_texts_and_keeps_special_tokens() {
     assert_eq!(tokenizer.encode_all(&["a b", "c"]).unwrap().len(), 2);
     assert_eq!(tokenizer.token_id("[PAD]"), Some(0));
     assert_eq!(tokenizer.vocab_size(), 30_522);
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_the_model_is_refused() {
+    let Some((model, tokenizer)) = novels() else { return };
+    let prompt = "It was a dark and stormy night. ".repeat(400);
+    let tokens = tokenizer.encode(&prompt, SpecialTokens::Add).unwrap().len();
+    assert!(tokens > model.config().max_position_embeddings);
+    let made = generate(&model, &tokenizer, &prompt, 4, Sampling::greedy(), |_| Flow::Continue);
+    let message = made.unwrap_err().to_string();
+    for word in ["`prompt tokens`", &tokens.to_string(), "max_position_embeddings"] {
+        assert!(message.contains(word), "{message}");
+    }
+}
+
+/// Logits at every position of a text, its tokens given `step` at a time.
+fn cached(model: &Llama, ids: &[u32], format: CacheFormat, step: usize) -> (Vec<f32>, usize) {
+    let mut cache = Cache::with_format(model.config(), format);
+    let mut logits = Vec::new();
+    for part in ids.chunks(step) {
+        let part = Tensor::from_slice(part, (1, part.len()), &Device::Cpu).unwrap();
+        let here = model.forward_cached(&part, &mut cache).unwrap();
+        logits.extend(here.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    }
+    assert_eq!((cache.len(), cache.format()), (ids.len(), format));
+    (logits, cache.nbytes())
+}
+
+fn rms(a: &[f32], b: &[f32]) -> f64 {
+    let square: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    (square / a.len() as f64).sqrt()
+}
+
+#[test]
+fn packed_caches_are_small_and_near_and_do_not_mind_how_tokens_arrive() {
+    let Some((model, tokenizer)) = novels() else { return };
+    let text = "It was a dark and stormy night, and the old captain looked at the letter. ".repeat(30);
+    let ids = &tokenizer.encode(&text, SpecialTokens::Add).unwrap()[..256];
+    let whole = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu).unwrap();
+    let plain = model.forward(&whole).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (full, bytes) = cached(&model, ids, CacheFormat::Full, 256);
+    assert!(rms(&full, &plain) < 1e-4);
+    let spread = rms(&plain, &vec![0.0; plain.len()]);
+    // Two f16 for 32 codes of head sizes that 32 divides; 256 tokens are whole blocks.
+    for (format, share, error) in
+        [(CacheFormat::Int8, 9.0 / 32.0, 0.002), (CacheFormat::Int4, 5.0 / 32.0, 0.03)]
+    {
+        let (packed, held) = cached(&model, ids, format, 256);
+        assert!(held as f64 <= share * bytes as f64 * 1.001, "{format:?}: {held} of {bytes}");
+        assert!(rms(&packed, &plain) < error * spread, "{format:?}: {} of {spread}", rms(&packed, &plain));
+        assert!(rms(&packed, &plain) > 1e-6 * spread);
+        for step in [1, 50] {
+            let (pieces, _) = cached(&model, ids, format, step);
+            // Products of one row and of many are summed in another order, so that a code may differ here and there.
+            assert!(rms(&packed, &pieces) < 0.25 * rms(&packed, &plain), "{format:?} {step}");
+        }
+    }
+}
+
+#[test]
+fn packed_caches_give_the_same_text_with_any_number_of_threads() {
+    let Some((model, tokenizer)) = novels() else { return };
+    for format in [CacheFormat::Int8, CacheFormat::Int4] {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut cache = Cache::with_format(model.config(), format);
+                let (prompt, sampling) = ("It was a dark and stormy night. ".repeat(9), Sampling::greedy());
+                generate_in(&mut cache, &model, &tokenizer, &prompt, 40, sampling, |_| Flow::Continue)
+                    .unwrap()
+            })
+        };
+        assert_eq!(run(1), run(2));
+    }
 }
