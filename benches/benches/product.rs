@@ -1,21 +1,25 @@
 //! How fast packed weights multiply, beside candle's dense product and its own quantized ones.
 //!
-//! Every product is compared with a plain one in f64 over the decoded weight before it is timed. Taper's products and
-//! candle's dense one differ from it by rounding only; candle's quantized ones round the activations to 8 bits too.
+//! Every product is compared with a plain one in f64 over the decoded weight before it is timed. Taper's exact products and
+//! candle's dense ones differ from it by rounding only; Taper's eight-bit arithmetic and candle's quantized products round
+//! the activations to 8 bits too. The program `peers` measures the same side by side, on larger matrices.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::{error::Error, hint::black_box, sync::Arc, time::Duration};
 use taper::{
     SharedWeight,
     candle::{
-        Device, Module, Tensor,
+        DType, Device, Module, Tensor,
         quantized::{GgmlDType, QMatMul, QTensor},
     },
     prune::{
         Bitmask,
         slice::{magnitudes, prune_n_of_m, zero_pruned},
     },
-    quant::{Fit, IntLayout, Nf4Scheme, PackedInt, PackedNf4, Scheme, codec::bitsandbytes_nf4::ValueType},
+    quant::{
+        Arithmetic, Bits, Fit, Granularity, IntLayout, Nf4Scheme, PackedInt, PackedNf4, Scheme,
+        codec::bitsandbytes_nf4::ValueType,
+    },
     weight::to_f32_vec,
 };
 use taper_benches::matrix::{gaussian, measuring, normalised_mse, product};
@@ -35,12 +39,37 @@ type Product = Box<dyn Fn(&Tensor) -> Result<Tensor, Failed>>;
 
 /// f32 sums of a few thousand terms: about √n · 2⁻²⁴ each, squared, with room.
 const ROUNDING: f64 = 1e-11;
-/// Activations in blocks of 32 rounded to 8 bits: a normalised error of some 4e-5.
+/// Activations rounded to 8 bits in blocks of 32 to whole rows: a normalised error of some 4e-5 to 1e-4.
 const ACTIVATIONS: f64 = 2e-4;
 
-fn weight(name: &'static str, weight: SharedWeight) -> Result<Case, Failed> {
+/// Activations rounded to bf16 or f16 where the weight is: eight bits, a normalised error of some 3e-6.
+const NARROW: f64 = 2e-5;
+
+fn weight(name: &'static str, weight: SharedWeight, bound: f64) -> Result<Case, Failed> {
     let dense = to_f32_vec(weight.as_ref())?;
-    Ok(Case { name, dense, bound: ROUNDING, product: Box::new(move |x| Ok(weight.matmul(x)?)) })
+    Ok(Case { name, dense, bound, product: Box::new(move |x| Ok(weight.matmul(x)?)) })
+}
+
+/// Every family of integers, exactly and with eight-bit activations.
+fn integers(values: &[f32], shape: [usize; 2]) -> Result<Vec<Case>, Failed> {
+    let (int4, int8) = (Scheme::int4(128)?, Scheme::int8());
+    let three = Scheme::new(Bits::new(3)?, Granularity::group(64)?);
+    let families = [
+        ("taper int4 g128", "taper int4 g128, int8 activations", int4),
+        ("taper int4 g128 asym", "taper int4 g128 asym, int8 activations", int4.asymmetric()),
+        ("taper int4 g32", "taper int4 g32, int8 activations", Scheme::int4(32)?),
+        ("taper int8 channel", "taper int8 channel, int8 activations", int8),
+        ("taper int3 g64", "taper int3 g64, int8 activations", three),
+    ];
+    let mut cases = Vec::new();
+    for (exact, bytes, scheme) in families {
+        let fit = if scheme.is_symmetric() { Fit::AbsMax } else { Fit::MinMax };
+        let packed = PackedInt::encode(values, &shape, &scheme, &fit, None, IntLayout::Taper)?;
+        let rounded = packed.clone().with_arithmetic(Arithmetic::Int8);
+        cases.push(weight(exact, Arc::new(packed), ROUNDING)?);
+        cases.push(weight(bytes, Arc::new(rounded), ACTIVATIONS)?);
+    }
+    Ok(cases)
 }
 
 fn candle(name: &'static str, w: &Tensor, dtype: GgmlDType) -> Result<Case, Failed> {
@@ -53,31 +82,30 @@ fn candle(name: &'static str, w: &Tensor, dtype: GgmlDType) -> Result<Case, Fail
 fn cases(out: usize, inner: usize) -> Result<Vec<Case>, Failed> {
     let (values, shape) = (gaussian(out * inner, 1), [out, inner]);
     let w = Tensor::from_slice(&values, &shape, &Device::Cpu)?;
-    let int = |scheme: &Scheme| {
-        PackedInt::encode(&values, &shape, scheme, &Fit::AbsMax, None, IntLayout::PackQuantized).map(Arc::new)
-    };
     let nf4 = PackedNf4::encode(&values, &shape, Nf4Scheme::new(64)?, &Fit::AbsMax, None, ValueType::F32)?;
     let (mut pruned, mut scores) = (values.clone(), values.clone());
     magnitudes(&mut scores);
     zero_pruned(&mut pruned, &prune_n_of_m(&scores, inner, 2, 4));
     let sparse = Bitmask::from_dense(&Tensor::from_slice(&pruned, &shape, &Device::Cpu)?)?;
-    Ok(vec![
-        Case {
-            name: "candle f32",
-            dense: values.clone(),
-            bound: ROUNDING,
-            product: {
-                let w = w.clone();
-                Box::new(move |x| Ok(x.matmul(&w.t()?)?))
-            },
+    let dense = Case {
+        name: "candle f32",
+        dense: values.clone(),
+        bound: ROUNDING,
+        product: {
+            let w = w.clone();
+            Box::new(move |x| Ok(x.matmul(&w.t()?)?))
         },
-        candle("candle Q4_0", &w, GgmlDType::Q4_0)?,
-        candle("candle Q8_0", &w, GgmlDType::Q8_0)?,
-        weight("taper int4 g32", int(&Scheme::int4(32)?)?)?,
-        weight("taper int8 channel", int(&Scheme::int8())?)?,
-        weight("taper nf4 b64", Arc::new(nf4))?,
-        weight("taper 2:4 bitmask", Arc::new(sparse))?,
-    ])
+    };
+    let mut cases = vec![dense, candle("candle Q4_0", &w, GgmlDType::Q4_0)?];
+    cases.push(candle("candle Q4_K", &w, GgmlDType::Q4K)?);
+    cases.push(candle("candle Q8_0", &w, GgmlDType::Q8_0)?);
+    cases.extend(integers(&values, shape)?);
+    cases.push(weight("taper nf4 b64", Arc::new(nf4), ROUNDING)?);
+    cases.push(weight("taper 2:4 bitmask", Arc::new(sparse), ROUNDING)?);
+    for (name, dtype) in [("taper bf16", DType::BF16), ("taper f16", DType::F16)] {
+        cases.push(weight(name, Arc::new(w.to_dtype(dtype)?), NARROW)?);
+    }
+    Ok(cases)
 }
 
 /// Compares a product with a plain one over the first rows of the result.

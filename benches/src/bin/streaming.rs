@@ -5,7 +5,8 @@
 //!                     └──▶ run, SIGKILL at a share ──▶ resume ─▶ AGAIN ┴─▶ byte for byte (but for the report)
 //! ```
 //!
-//! Exit status 1 where memory passes the limit, the bytes differ, or a run fails.
+//! With `--recipe NAME` the runs are calibrated on the bundled text, block by block. Exit status 1 where memory passes the
+//! limit, the bytes differ, or a run fails.
 
 use clap::Parser;
 use serde::Serialize;
@@ -14,7 +15,10 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
-use taper::store::{journal, output::partial_path};
+use taper::{
+    bundled,
+    store::{journal, output::partial_path},
+};
 use taper_benches::{
     directory,
     size::{megabytes, parse},
@@ -41,8 +45,14 @@ struct Args {
     #[arg(long, default_value = "0")]
     seed: u64,
     /// Weights that share a scale.
-    #[arg(long, default_value = "32")]
+    #[arg(long, default_value = "32", conflicts_with = "recipe")]
     group: u32,
+    /// A calibrated recipe, file or name, instead of rounding to nearest.
+    #[arg(long)]
+    recipe: Option<String>,
+    /// Windows of 128 tokens of the bundled text to calibrate on.
+    #[arg(long, default_value = "8", requires = "recipe")]
+    windows: u32,
     /// When to kill: this share of the weights' bytes being written, above 0 and below 1.
     #[arg(long, default_value = "0.5", value_parser = share)]
     kill_at: f64,
@@ -219,6 +229,9 @@ fn input(args: &Args, work: &Path) -> Result<(PathBuf, Option<Written>), Box<dyn
     let out = work.join("checkpoint");
     let spec = Spec { bytes: args.bytes, shard_bytes: args.shard_bytes, seed: args.seed };
     let written = synthetic::write(&out, &spec)?;
+    for (name, bytes) in bundled::FILES.iter().filter(|(name, _)| name.starts_with("tokenizer")) {
+        std::fs::write(out.join(name), bytes)?;
+    }
     Ok((out, Some(written)))
 }
 
@@ -232,8 +245,17 @@ fn compress(
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Watched, Box<dyn Error>> {
     let mut command = Command::new(taper);
-    command.arg("compress").arg(input).arg("-o").arg(out).args(["--json", "--int4", "--group"]);
-    command.arg(args.group.to_string()).arg("--shard-bytes").arg(args.shard_bytes.to_string()).args(more);
+    command.arg("compress").arg(input).arg("-o").arg(out).args(["--json", "--shard-bytes"]);
+    command.arg(args.shard_bytes.to_string()).args(more);
+    match &args.recipe {
+        None => command.args(["--int4", "--group", &args.group.to_string()]),
+        Some(recipe) => {
+            let text = out.with_extension("txt");
+            std::fs::write(&text, bundled::TEXT)?;
+            command.args(["--recipe", recipe, "--window", "128", "--windows", &args.windows.to_string()]);
+            command.arg("--calibrate").arg(text)
+        }
+    };
     if let Some(threads) = args.threads {
         command.arg("--threads").arg(threads.to_string());
     }
