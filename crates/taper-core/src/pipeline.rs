@@ -7,7 +7,7 @@
 mod calibrated;
 mod memory;
 mod predict;
-mod shelf;
+pub(crate) mod shelf;
 mod stream;
 
 pub use predict::Prediction;
@@ -22,6 +22,8 @@ use crate::{
     store::{DEFAULT_SHARD_BYTES, output::Resume},
     verify,
 };
+
+use shelf::Shelf;
 
 /// The version that reports and journals carry.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -262,7 +264,7 @@ impl Pipeline {
         self.check(run)?;
         let clock = Instant::now();
         let input = checkpoint.clone();
-        let ran = memory::run(&self.passes, checkpoint, run)?;
+        let ran = memory::run(&self.passes, checkpoint, run, &Shelf::Memory)?;
         let (checkpoint, output) = (ran.checkpoint, ran.reports);
         let report = self.report(&input, output, ran.seen, checkpoint.totals()?, clock)?;
         Ok((checkpoint, report))

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Pipeline, Run, memory, stream};
+use super::{Pipeline, Run, memory, shelf::Shelf, stream};
 use crate::{
     Checkpoint, Outline, Pass, Result,
     report::Totals,
@@ -36,7 +36,7 @@ pub(super) fn predict(passes: &[Arc<dyn Pass>], input: Checkpoint, run: &Run<'_>
     let before = input.totals()?;
     let (first, streamed) = passes.split_at(stream::whole_passes(passes));
     Pipeline::check_needs(first, run)?;
-    let checkpoint = memory::run(first, input, run)?.checkpoint;
+    let checkpoint = memory::run(first, input, run, &Shelf::Memory)?.checkpoint;
     let steps = stream::Steps::new(streamed, &checkpoint)?;
     let context = run.context(run.stats);
     let mut sharding = Sharding::new(run.shard_bytes);

@@ -110,7 +110,7 @@ fn compress(
 ) -> Result<(Report, Checkpoint)> {
     let clock = Instant::now();
     let (first, streamed) = pipeline.passes.split_at(whole_passes(&pipeline.passes));
-    let Ran { checkpoint, mut reports, mut seen } = memory::run(first, input.clone(), run)?;
+    let Ran { checkpoint, mut reports, mut seen } = memory::run(first, input.clone(), run, shelf)?;
     let prepared = Prepared::new(streamed, checkpoint, run, shelf.clone())?;
     Calibrated::join(&mut seen, run.given(streamed));
     Calibrated::join(&mut seen, prepared.seen.clone());
