@@ -12,8 +12,10 @@
 use clap::Parser;
 use std::{error::Error, path::PathBuf, sync::Arc, time::Instant};
 use taper::{
-    core::Batch,
-    models::eval::{Windows, divergence, perplexity},
+    models::{
+        calibration,
+        eval::{Windows, divergence, perplexity},
+    },
     prelude::*,
     quant::{Bits, Granularity, Schedule, Scheme, Tuned},
 };
@@ -40,8 +42,8 @@ struct Args {
     #[arg(long, default_value_t = Schedule::default().steps)]
     steps: usize,
     /// Windows per step.
-    #[arg(long, default_value_t = Schedule::default().batches)]
-    batches: usize,
+    #[arg(long, default_value_t = Schedule::default().sequences)]
+    sequences: usize,
     /// How far offsets travel.
     #[arg(long, default_value_t = Schedule::default().travel)]
     travel: f32,
@@ -57,17 +59,14 @@ struct Args {
 }
 
 impl Args {
-    fn pass(&self, calibration: &Windows) -> Result<Tuned, Box<dyn Error>> {
+    fn pass(&self) -> Result<Tuned, Box<dyn Error>> {
         let mut scheme = Scheme::new(Bits::new(self.bits)?, Granularity::group(self.group)?);
         if self.asymmetric {
             scheme = scheme.asymmetric();
         }
-        let batches =
-            calibration.batches().map(|b| Ok(Batch::new(b?))).collect::<Result<Vec<_>, Box<dyn Error>>>()?;
         let (steps, travel, stretch) = (self.steps, self.travel, self.stretch);
-        let schedule = Schedule { steps, batches: self.batches, travel, stretch, ..Schedule::default() };
-        let pass = Tuned::new(scheme, Arc::new(Families), Arc::new(batches))?;
-        Ok(pass.with_schedule(schedule)?.on(Select::any(["*_proj.weight"])?))
+        let schedule = Schedule { steps, sequences: self.sequences, travel, stretch, ..Schedule::default() };
+        Ok(Tuned::new(scheme)?.with_schedule(schedule)?.on(Select::any(["*_proj.weight"])?))
     }
 
     fn judge_on(&self, tokenizer: &Tokenizer, calibration: &Windows) -> Result<Windows, Box<dyn Error>> {
@@ -84,9 +83,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let original = taper::open(&args.model)?;
     let tokenizer = Tokenizer::of(&original)?;
     let text = Windows::of_text(&tokenizer, &std::fs::read_to_string(&args.calibration)?, 256)?;
-    let pass = args.pass(&text.clone().first(args.windows))?;
+    let pass = args.pass()?;
+    let calibration = calibration::on_windows(&text.clone().first(args.windows))?;
     let clock = Instant::now();
-    let (mut checkpoint, report) = Pipeline::new().then(pass).run(original.clone(), &Run::new())?;
+    let (mut checkpoint, report) =
+        Pipeline::new().then(pass).run(original.clone(), &Run::new().with_calibration(&calibration))?;
     let seconds = clock.elapsed().as_secs_f64();
     for name in checkpoint.names() {
         let dense = checkpoint.get(&name)?.dense()?;

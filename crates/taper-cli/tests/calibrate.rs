@@ -108,3 +108,32 @@ fn a_report_is_shown_drawn_and_measured() -> Tested {
     scratch.run("report out --text text.txt")?.refused(2, &["--against"]);
     Ok(())
 }
+
+#[test]
+fn rounding_is_learned_by_name_and_a_killed_run_goes_on_to_the_same_bytes() -> Tested {
+    let scratch = scratch()?;
+    let text = "--calibrate text.txt --window 64 --windows 12";
+    let recipe = "[[pass]]\nname = 'tuned'\nbits = 3\ngroup = 32\nsteps = 6\nselect = '*.layers.*'\n";
+    std::fs::write(scratch.at("short.toml"), recipe)?;
+    let json = scratch.run(&format!("compress model -o named --recipe tuned-int4-g32 {text} --json"))?;
+    let json = json.done().json()?;
+    // 28 matrices, and 8 norms that stay.
+    let pass = &json["report"]["passes"][0];
+    assert_eq!((pass["name"].as_str(), pass["rows"].as_array().map(Vec::len)), (Some("tuned"), Some(36)));
+    scratch.run(&format!("compress model -o whole --recipe short.toml {text}"))?.done();
+    let mut child = scratch.command(&format!("compress model -o out --recipe short.toml {text}")).spawn()?;
+    let first = scratch.at("out.partial/calibrated/pass-0/block-0");
+    let begun = std::time::Instant::now();
+    while !first.exists() && child.try_wait()?.is_none() {
+        assert!(begun.elapsed().as_secs() < 120, "it does not get on");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill()?;
+    child.wait()?;
+    assert!(first.is_dir() && !scratch.at("out").exists(), "it was not stopped in time");
+    scratch.run(&format!("compress model -o out --recipe short.toml {text} --resume"))?.done();
+    assert_eq!(bytes(&scratch.at("out"))?, bytes(&scratch.at("whole"))?);
+    let other = "compress model -o no --recipe tuned-int4-g128";
+    scratch.run(other)?.refused(2, &["tuned", "needs calibration batches", "--calibrate FILE"]);
+    Ok(())
+}

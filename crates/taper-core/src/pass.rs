@@ -13,6 +13,7 @@ use std::{
 
 use crate::{
     Calibration, Checkpoint, Error, Event, Flow, Progress, Result, Select,
+    pipeline::shelf::{Finished, Shelf},
     report::{Measure, Outcome},
     stats::{InputStats, Stats},
     weight::{Encoding, SharedWeight, Weight},
@@ -289,6 +290,7 @@ impl<P: WeightPass> Pass for Each<P> {
 pub struct Context<'a> {
     stats: Option<&'a Stats>,
     calibration: Option<&'a Calibration>,
+    shelf: Shelf,
     seed: u64,
     progress: ProgressRef<'a>,
     outcomes: Mutex<BTreeMap<String, Outcome>>,
@@ -307,8 +309,8 @@ impl<'a> Context<'a> {
     /// A context; the driver makes one per pass, tests make their own.
     #[must_use]
     pub fn new(stats: Option<&'a Stats>, seed: u64, progress: &'a dyn Progress) -> Self {
-        let (outcomes, measures) = (Mutex::default(), Mutex::default());
-        Self { stats, calibration: None, seed, progress: ProgressRef(progress), outcomes, measures }
+        let (progress, outcomes, measures) = (ProgressRef(progress), Mutex::default(), Mutex::default());
+        Self { stats, calibration: None, shelf: Shelf::default(), seed, progress, outcomes, measures }
     }
 
     /// With the model's blocks and what to run them on.
@@ -322,6 +324,31 @@ impl<'a> Context<'a> {
     #[must_use]
     pub fn calibration(&self) -> Option<&'a Calibration> {
         self.calibration
+    }
+
+    /// With a place for what is finished; memory without.
+    pub(crate) fn with_shelf(mut self, shelf: Shelf) -> Self {
+        self.shelf = shelf;
+        self
+    }
+
+    /// Puts weights that are finished together, a block's say, in place of those of `checkpoint`. A run that is cancelled or
+    /// killed later need not do them again: it asks [`Context::finished`] first. Where the run writes to disk the weights are
+    /// written at once and read again when asked for, so that memory holds none of them.
+    ///
+    /// `unit` names them within the pass, in letters, digits and `-`.
+    pub fn finish(
+        &self,
+        unit: &str,
+        weights: BTreeMap<String, SharedWeight>,
+        checkpoint: &mut Checkpoint,
+    ) -> Result<()> {
+        self.shelf.keep(unit, weights, &Finished::default(), checkpoint)
+    }
+
+    /// Takes over what an earlier, unfinished run of the same pass gave to [`Context::finish`]; false where it did not.
+    pub fn finished(&self, unit: &str, checkpoint: &mut Checkpoint) -> Result<bool> {
+        Ok(self.shelf.take(unit, checkpoint)?.is_some())
     }
 
     /// What calibration saw at the input of the layer that owns `weight`.

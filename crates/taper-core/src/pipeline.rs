@@ -7,7 +7,7 @@
 mod calibrated;
 mod memory;
 mod predict;
-mod shelf;
+pub(crate) mod shelf;
 mod stream;
 
 pub use predict::Prediction;
@@ -22,6 +22,8 @@ use crate::{
     store::{DEFAULT_SHARD_BYTES, output::Resume},
     verify,
 };
+
+use shelf::Shelf;
 
 /// The version that reports and journals carry.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -262,7 +264,7 @@ impl Pipeline {
         self.check(run)?;
         let clock = Instant::now();
         let input = checkpoint.clone();
-        let ran = memory::run(&self.passes, checkpoint, run)?;
+        let ran = memory::run(&self.passes, checkpoint, run, &Shelf::Memory)?;
         let (checkpoint, output) = (ran.checkpoint, ran.reports);
         let report = self.report(&input, output, ran.seen, checkpoint.totals()?, clock)?;
         Ok((checkpoint, report))
@@ -296,7 +298,7 @@ impl Pipeline {
         let rows = || passes.iter().flat_map(|p| &p.rows);
         let changed = rows().filter(|r| !matches!(r.outcome, Outcome::Left { .. }));
         let covered: BTreeSet<&str> = changed.map(|r| r.weight.as_str()).collect();
-        let left: Vec<String> = rows().filter_map(left).take(5).collect();
+        let left: Vec<String> = rows().filter_map(left).take(MOST_NAMED).collect();
         let (covered_bytes, eligible_bytes) = self.coverage(input, &covered, &left)?;
         Ok(Report {
             version: VERSION.to_owned(),
@@ -310,12 +312,17 @@ impl Pipeline {
         })
     }
 
-    /// Bytes of the matrices that were changed, and of all. Errors where nothing was, or less than the floor; `left` says
-    /// what was selected and stays.
-    fn coverage(&self, input: &Checkpoint, covered: &BTreeSet<&str>, left: &[String]) -> Result<(u64, u64)> {
-        if covered.is_empty() && !left.is_empty() {
-            return Err(Error::NothingChanged { left: left.join("; ") });
+    /// Errors where all that was selected stays as it is: a directory that repeats its input is nobody's intent.
+    fn check_changed(changed: bool, left: &[String]) -> Result<()> {
+        if changed || left.is_empty() {
+            return Ok(());
         }
+        Err(Error::NothingChanged { left: left[..left.len().min(MOST_NAMED)].join("; ") })
+    }
+
+    /// Bytes of the matrices that were changed, and of all. Errors where that is less than the floor; `left` says what was
+    /// selected and stays.
+    fn coverage(&self, input: &Checkpoint, covered: &BTreeSet<&str>, left: &[String]) -> Result<(u64, u64)> {
         let (mut covered_bytes, mut eligible_bytes) = (0, 0);
         for name in input.names() {
             let info = input.info(&name)?;
@@ -338,6 +345,9 @@ impl Pipeline {
         Ok((covered_bytes, eligible_bytes))
     }
 }
+
+/// Weights that an error names, of those that were left.
+const MOST_NAMED: usize = 5;
 
 /// A weight that was left, and why.
 fn left(row: &crate::report::Row) -> Option<String> {

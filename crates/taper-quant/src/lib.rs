@@ -57,7 +57,8 @@ pub use packed_nf4::PackedNf4;
 pub use packed_trellis::PackedTrellis;
 pub use pass::{
     Awq, AwqSettings, FileFormat, Gptq, GptqSettings, Number, Rotate, RotateSettings, RoundNearest,
-    RoundNearestSettings, Schedule, SmoothQuant, SmoothQuantSettings, Trellis, Tuned, Weighting,
+    RoundNearestSettings, Schedule, SmoothQuant, SmoothQuantSettings, Trellis, Tuned, TunedSettings,
+    Weighting,
 };
 pub use scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry};
 pub use values::Values;

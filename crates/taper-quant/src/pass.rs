@@ -16,6 +16,7 @@ pub mod settings;
 pub mod smooth_quant;
 pub mod trellis;
 pub mod tuned;
+pub mod tuned_settings;
 
 pub use awq::Awq;
 pub use awq_settings::{AwqSettings, Clip, Score};
@@ -27,3 +28,4 @@ pub use settings::RoundNearestSettings;
 pub use smooth_quant::{SmoothQuant, SmoothQuantSettings};
 pub use trellis::Trellis;
 pub use tuned::{Schedule, Tuned};
+pub use tuned_settings::TunedSettings;

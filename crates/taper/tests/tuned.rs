@@ -2,29 +2,39 @@
 
 mod bundle;
 
-use bundle::{Bundle, Tested, values};
-use std::sync::Arc;
+use bundle::{Bundle, Tested, bytes, values};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 use taper::{
-    core::{Batch, Error},
+    Calibration, Needs,
+    core::Error,
+    models::calibration,
     prelude::*,
     quant::{Bits, Granularity, PackedInt, Schedule, Scheme, Tuned},
+    store::output::Resume,
 };
 
 fn windows(checkpoint: &Checkpoint) -> Tested<Windows> {
     Ok(Windows::of_text(&Tokenizer::of(checkpoint)?, taper::bundled::TEXT, 64)?)
 }
 
+/// All windows but the last two.
+fn calibration(checkpoint: &Checkpoint) -> Tested<Calibration> {
+    let windows = windows(checkpoint)?;
+    let count = windows.len() - 2;
+    Ok(calibration::on_windows(&windows.first(count))?)
+}
+
 fn int(bits: u64, group: usize) -> Tested<Scheme> {
     Ok(Scheme::new(Bits::new(bits)?, Granularity::group(group)?))
 }
 
-/// A few steps on all windows but the last two.
-fn pass(checkpoint: &Checkpoint, scheme: Scheme, steps: usize) -> Tested<Tuned> {
-    let windows = windows(checkpoint)?;
-    let count = windows.len() - 2;
-    let batches = windows.first(count).batches().map(|b| Ok(Batch::new(b?))).collect::<Tested<Vec<_>>>()?;
-    let schedule = Schedule { steps, batches: 2, judge: 4, ..Schedule::default() };
-    Ok(Tuned::new(scheme, Arc::new(Families), Arc::new(batches))?.with_schedule(schedule)?)
+/// A few steps.
+fn pass(scheme: Scheme, steps: usize) -> Tested<Tuned> {
+    let schedule = Schedule { steps, sequences: 2, judge: 4, ..Schedule::default() };
+    Ok(Tuned::new(scheme)?.with_schedule(schedule)?)
 }
 
 /// KL to the original on the last two windows, which no pass has seen.
@@ -42,8 +52,10 @@ fn learned_rounding_is_closer_to_the_original_on_text_it_has_not_seen() -> Teste
     let linears = Select::any(["*_proj.weight"])?;
     let plain = RoundNearest::int(2, Granularity::group(64)?)?.on(linears.clone());
     let (plain, _) = Pipeline::new().then(plain).run(original.clone(), &Run::new())?;
-    let tuned = pass(&original, int(2, 64)?, 30)?.on(linears);
-    let (tuned, _) = Pipeline::new().then(tuned).run(original.clone(), &Run::new())?;
+    let tuned = pass(int(2, 64)?, 30)?.on(linears);
+    let calibration = calibration(&original)?;
+    let run = Run::new().with_calibration(&calibration);
+    let (tuned, _) = Pipeline::new().then(tuned).run(original.clone(), &run)?;
     let (plain, tuned) = (distance(&original, &plain)?, distance(&original, &tuned)?);
     assert!(tuned < 0.75 * plain, "{tuned} against {plain} of the search alone");
     Ok(())
@@ -53,9 +65,9 @@ fn learned_rounding_is_closer_to_the_original_on_text_it_has_not_seen() -> Teste
 fn what_is_outside_the_blocks_stays_and_the_report_says_so() -> Tested {
     let bundle = Bundle::new()?;
     let original = bundle.open()?;
-    let run = Run::new();
-    let (tuned, report) =
-        Pipeline::new().then(pass(&original, int(4, 32)?, 1)?).run(original.clone(), &run)?;
+    let calibration = calibration(&original)?;
+    let run = Run::new().with_calibration(&calibration);
+    let (tuned, report) = Pipeline::new().then(pass(int(4, 32)?, 1)?).run(original.clone(), &run)?;
     let left: Vec<_> = report.left().collect();
     assert!(
         matches!(left[..], [("model.embed_tokens.weight", why)] if why.contains("in no block")),
@@ -72,10 +84,15 @@ fn what_is_outside_the_blocks_stays_and_the_report_says_so() -> Tested {
 fn one_and_two_threads_learn_the_same_bytes() -> Tested {
     let bundle = Bundle::new()?;
     let original = bundle.open()?;
+    let calibration = calibration(&original)?;
     let learn = |threads: usize| -> Tested<Checkpoint> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-        let pass = pass(&original, int(3, 32)?.asymmetric(), 3)?;
-        Ok(pool.install(|| Pipeline::new().then(pass).run(original.clone(), &Run::new()))?.0)
+        let pass = pass(int(3, 32)?.asymmetric(), 3)?;
+        Ok(pool
+            .install(|| {
+                Pipeline::new().then(pass).run(original.clone(), &Run::new().with_calibration(&calibration))
+            })?
+            .0)
     };
     let (one, two) = (learn(1)?, learn(2)?);
     for name in one.names() {
@@ -95,8 +112,9 @@ fn learning_can_be_cancelled_and_counts_its_steps() -> Tested {
         }
         _ => Flow::Continue,
     };
-    let run = Run::new().with_progress(&stop);
-    let error = Pipeline::new().then(pass(&original, int(4, 32)?, 5)?).run(original.clone(), &run);
+    let calibration = calibration(&original)?;
+    let run = Run::new().with_calibration(&calibration).with_progress(&stop);
+    let error = Pipeline::new().then(pass(int(4, 32)?, 5)?).run(original.clone(), &run);
     let error = error.map(|_| ()).expect_err("somebody asked to stop");
     assert!(error.to_string().contains("cancel") || matches!(error, Error::Cancelled), "{error}");
     Ok(())
@@ -106,12 +124,9 @@ fn learning_can_be_cancelled_and_counts_its_steps() -> Tested {
 fn meaningless_options_are_refused_with_what_would_be_right() -> Tested {
     let bundle = Bundle::new()?;
     let original = bundle.open()?;
-    let blocks = || Arc::new(Families);
-    assert!(Tuned::new(int(4, 32)?, blocks(), Arc::new(vec![])).is_err());
     let whole = int(4, 32)?.with_granularity(Granularity::Tensor);
-    let batches = Arc::new(vec![Batch::new(windows(&original)?.batches().next().expect("a window")?)]);
-    assert!(Tuned::new(whole, blocks(), Arc::clone(&batches)).is_err());
-    let tuned = Tuned::new(int(4, 32)?, blocks(), batches)?;
+    assert!(Tuned::new(whole).unwrap_err().to_string().contains("one scale per channel"));
+    let tuned = Tuned::new(int(4, 32)?)?;
     for schedule in [
         Schedule { steps: 0, ..Schedule::default() },
         Schedule { travel: 0.0, ..Schedule::default() },
@@ -119,9 +134,24 @@ fn meaningless_options_are_refused_with_what_would_be_right() -> Tested {
     ] {
         assert!(tuned.clone().with_schedule(schedule).is_err(), "{schedule:?}");
     }
+    let calibration = calibration(&original)?;
+    let run = Run::new().with_calibration(&calibration);
     let nowhere = tuned.on(Select::glob("nothing.*")?);
-    let error = Pipeline::new().then(nowhere).run(original, &Run::new()).map(|_| ()).expect_err("no weight");
+    let error = Pipeline::new().then(nowhere).run(original, &run).map(|_| ()).expect_err("no weight");
     assert!(error.to_string().contains("selects no weight"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn without_calibration_it_is_refused_before_any_work() -> Tested {
+    let bundle = Bundle::new()?;
+    let original = bundle.open()?;
+    let stats = calibration(&original)?.stats(&original, Needs::InputNorms, &Silent)?;
+    for run in [Run::new(), Run::new().with_stats(&stats)] {
+        let error = Pipeline::new().then(pass(int(4, 32)?, 1)?).run(original.clone(), &run);
+        let error = error.map(|_| ()).expect_err("no batches");
+        assert!(matches!(&error, Error::NeedsStats { needs: Needs::Batches, .. }), "{error}");
+    }
     Ok(())
 }
 
@@ -140,8 +170,56 @@ fn encoded_weights_are_left_alone() -> Tested {
         taper::quant::IntLayout::PackQuantized,
     )?;
     original.insert(name, Arc::new(packed));
-    let pass = pass(&original, int(4, 32)?, 1)?.on(Select::glob("model.layers.0.mlp.*")?);
-    let (_, report) = Pipeline::new().then(pass).run(original, &Run::new())?;
+    let calibration = calibration(&original)?;
+    let run = Run::new().with_calibration(&calibration);
+    let pass = pass(int(4, 32)?, 1)?.on(Select::glob("model.layers.0.mlp.*")?);
+    let (_, report) = Pipeline::new().then(pass).run(original, &run)?;
     assert!(report.left().any(|(weight, why)| weight == name && why.contains("encoded already")));
+    Ok(())
+}
+
+/// Stops after so many steps, and counts those that learned.
+struct StopAt {
+    step: usize,
+    seen: AtomicUsize,
+}
+
+impl Progress for StopAt {
+    fn on(&self, event: &Event<'_>) -> Flow {
+        let Event::Step { what: "steps of learned rounding", done, .. } = event else {
+            return Flow::Continue;
+        };
+        self.seen.fetch_max(*done, Ordering::SeqCst);
+        if *done == self.step { Flow::Cancel } else { Flow::Continue }
+    }
+}
+
+#[test]
+fn a_cancelled_run_goes_on_after_the_last_whole_block_to_the_same_bytes() -> Tested {
+    let bundle = Bundle::new()?;
+    let calibration = calibration(&bundle.open()?)?;
+    let run = || Run::new().with_calibration(&calibration);
+    let pipeline = Pipeline::new().then(pass(int(3, 32)?, 4)?.on(Select::any(["*_proj.weight"])?));
+    pipeline.run_to(bundle.open()?, bundle.at("whole"), &run())?;
+    // In the third of four blocks, and behind the last.
+    for (name, step) in [("half", 10), ("late", 15)] {
+        let (out, stop) = (bundle.at(name), StopAt { step, seen: AtomicUsize::new(0) });
+        let error = pipeline.run_to(bundle.open()?, &out, &run().with_progress(&stop)).unwrap_err();
+        assert!(error.is_cancelled() && !out.exists(), "{error}");
+        let kept = bundle.at(&format!("{name}.partial")).join("calibrated/pass-0");
+        assert!(kept.join("block-1").is_dir() && !kept.join("block-3").exists());
+        let before = std::fs::metadata(kept.join("block-1/model.safetensors"))?.modified()?;
+        let look = |event: &Event<'_>| {
+            if let Event::Weight { .. } = event {
+                let now = std::fs::metadata(kept.join("block-1/model.safetensors"));
+                assert_eq!(now.unwrap().modified().unwrap(), before, "not learned again");
+            }
+            Flow::Continue
+        };
+        let again = run().with_resume(Resume::Continue).with_progress(&look);
+        pipeline.run_to(bundle.open()?, &out, &again)?;
+        assert!(bytes(&out)? == bytes(&bundle.at("whole"))?, "{name}");
+        assert!(!bundle.at(&format!("{name}.partial")).exists());
+    }
     Ok(())
 }

@@ -121,7 +121,8 @@ mod tests {
     fn two_that_live_at_once_do_not_overlap() {
         drop(Lent::<u8>::new(4096));
         let (mut a, mut b) = (Lent::<u8>::zeros(100), Lent::<u8>::zeros(100));
-        (a.fill(1), b.fill(2));
+        a.fill(1);
+        b.fill(2);
         assert!(a.iter().all(|x| *x == 1) && b.iter().all(|x| *x == 2));
     }
 

@@ -27,8 +27,13 @@ pub(super) struct Ran {
 /// Runs passes one after the other; reports each.
 ///
 /// Statistics are gathered per leg: for a pass that sees the whole checkpoint, and for a row of single-weight passes, which
-/// share them.
-pub(super) fn run(passes: &[Arc<dyn Pass>], checkpoint: Checkpoint, run: &Run<'_>) -> Result<Ran> {
+/// share them. What a pass that goes block by block has finished waits on the `shelf`.
+pub(super) fn run(
+    passes: &[Arc<dyn Pass>],
+    checkpoint: Checkpoint,
+    run: &Run<'_>,
+    shelf: &Shelf,
+) -> Result<Ran> {
     let mut ran = Ran { checkpoint, reports: Vec::new(), seen: run.given(passes) };
     let mut rest = passes;
     while let Some(first) = rest.first() {
@@ -46,14 +51,15 @@ pub(super) fn run(passes: &[Arc<dyn Pass>], checkpoint: Checkpoint, run: &Run<'_
             continue;
         }
         for pass in leg {
-            one(pass, &mut ran, run)?;
+            let place = ran.reports.len();
+            one(pass, &mut ran, run, shelf.of_pass(place))?;
         }
     }
     Ok(ran)
 }
 
 /// A pass by itself.
-fn one(pass: &Arc<dyn Pass>, ran: &mut Ran, run: &Run<'_>) -> Result<()> {
+fn one(pass: &Arc<dyn Pass>, ran: &mut Ran, run: &Run<'_>, shelf: Shelf) -> Result<()> {
     let clock = Instant::now();
     run.context(None).progress(&Event::PassStarted { pass: pass.name() })?;
     let gathered = match run.must_gather(std::slice::from_ref(pass)) {
@@ -62,7 +68,7 @@ fn one(pass: &Arc<dyn Pass>, ran: &mut Ran, run: &Run<'_>) -> Result<()> {
     };
     let seen = gathered.as_ref().map(|stats| Calibrated::of(Origin::Once, stats));
     Calibrated::join(&mut ran.seen, seen);
-    let context = run.context(gathered.as_ref().or(run.stats));
+    let context = run.context(gathered.as_ref().or(run.stats)).with_shelf(shelf);
     let checkpoint = std::mem::take(&mut ran.checkpoint);
     let (after, rows) = match pass.weightwise() {
         Some(step) => each(step, checkpoint, &context)?,

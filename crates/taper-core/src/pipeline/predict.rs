@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Pipeline, Run, memory, stream};
+use super::{Pipeline, Run, memory, shelf::Shelf, stream};
 use crate::{
     Checkpoint, Outline, Result, Stage,
     report::{Row, Totals},
@@ -37,7 +37,7 @@ pub(super) fn predict(pipeline: &Pipeline, input: Checkpoint, run: &Run<'_>) -> 
     let passes = &pipeline.passes;
     let (first, streamed) = passes.split_at(stream::whole_passes(passes));
     Pipeline::check_needs(first, run)?;
-    let memory::Ran { checkpoint, reports, .. } = memory::run(first, input.clone(), run)?;
+    let memory::Ran { checkpoint, reports, .. } = memory::run(first, input.clone(), run, &Shelf::Memory)?;
     let mut fate = Fate::default();
     reports.iter().flat_map(|report| &report.rows).for_each(|row| fate.note(row));
     let steps = stream::Steps::new(streamed, &checkpoint)?;
@@ -63,6 +63,7 @@ pub(super) fn predict(pipeline: &Pipeline, input: Checkpoint, run: &Run<'_>) -> 
         shards.resize_with(shards.len().max(shard + 1), Vec::new);
         shards[shard].push(weight);
     }
+    Pipeline::check_changed(!fate.changed.is_empty(), &fate.left)?;
     pipeline.coverage(&input, &fate.changed.iter().map(String::as_str).collect(), &fate.left)?;
     shards.resize_with(shards.len().max(1), Vec::new);
     let files = files(&checkpoint, &shards)?;

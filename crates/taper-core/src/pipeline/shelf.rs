@@ -3,7 +3,8 @@
 //! A calibrated run goes from block to block; a model directory is written in the order of names, in which block 10 stands
 //! before block 2. On disk each finished unit (a block, what is outside) is a small model directory of its own inside the
 //! partial output, with its rows as its report: it appears whole or not at all, so that a cancelled run goes on after the
-//! last whole one, and memory holds none of them.
+//! last whole one, and memory holds none of them. Passes that see the whole checkpoint and go block by block have a shelf of
+//! their own, `pass-0` for the first pass ([`crate::Context::finish`]).
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -23,15 +24,18 @@ pub(super) const FOLDER: &str = "calibrated";
 pub(super) type Rows = Vec<(usize, Row)>;
 
 /// A place for finished units.
-#[derive(Debug, Clone)]
-pub(super) enum Shelf {
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Shelf {
+    #[default]
     Memory,
-    Disk { dir: PathBuf },
+    Disk {
+        dir: PathBuf,
+    },
 }
 
 /// What is known of a unit besides its weights.
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
-pub(super) struct Finished {
+pub(crate) struct Finished {
     /// The rows of each weight.
     pub(super) rows: BTreeMap<String, Rows>,
     /// Tokens that its layers saw.
@@ -39,8 +43,16 @@ pub(super) struct Finished {
 }
 
 impl Shelf {
+    /// The shelf of the pass at `place`.
+    pub(super) fn of_pass(&self, place: usize) -> Self {
+        match self {
+            Self::Memory => Self::Memory,
+            Self::Disk { dir } => Self::Disk { dir: dir.join(format!("pass-{place}")) },
+        }
+    }
+
     /// Puts a unit's weights in place of those of the checkpoint; on disk, they are read again when asked for.
-    pub(super) fn keep(
+    pub(crate) fn keep(
         &self,
         unit: &str,
         weights: BTreeMap<String, SharedWeight>,
@@ -64,7 +76,7 @@ impl Shelf {
     }
 
     /// Takes a unit over that an earlier run finished; `None` where it did not.
-    pub(super) fn take(&self, unit: &str, checkpoint: &mut Checkpoint) -> Result<Option<Finished>> {
+    pub(crate) fn take(&self, unit: &str, checkpoint: &mut Checkpoint) -> Result<Option<Finished>> {
         let Self::Disk { dir } = self else { return Ok(None) };
         let path = dir.join(unit).join(REPORT_FILE);
         if !path.is_file() {

@@ -110,7 +110,7 @@ fn compress(
 ) -> Result<(Report, Checkpoint)> {
     let clock = Instant::now();
     let (first, streamed) = pipeline.passes.split_at(whole_passes(&pipeline.passes));
-    let Ran { checkpoint, mut reports, mut seen } = memory::run(first, input.clone(), run)?;
+    let Ran { checkpoint, mut reports, mut seen } = memory::run(first, input.clone(), run, shelf)?;
     let prepared = Prepared::new(streamed, checkpoint, run, shelf.clone())?;
     Calibrated::join(&mut seen, run.given(streamed));
     Calibrated::join(&mut seen, prepared.seen.clone());
@@ -120,6 +120,9 @@ fn compress(
         let seconds = rows.iter().map(|r| r.seconds).sum();
         reports.push(PassReport { seconds, ..memory::report(pass.as_ref(), rows, clock) });
     }
+    let left: Vec<String> = reports.iter().flat_map(|r| &r.rows).filter_map(super::left).collect();
+    let selected: usize = reports.iter().map(|r| r.rows.len()).sum();
+    Pipeline::check_changed(selected > left.len(), &left)?;
     Ok((pipeline.report(input, reports, seen, totals, clock)?, prepared.checkpoint))
 }
 

@@ -11,21 +11,22 @@
 //! gradient over its running size, on the scale that is stored; and some batches are kept aside, so that a block whose
 //! learned rounding is not better on text that it has not learned from goes back to where it started.
 //!
-//! One block is held at a time, with the hidden states of all batches before and after quantization; time is linear in the
-//! number of blocks. Neighbours: [`crate::learn`] has the arithmetic, `tuned/block.rs` teaches one block,
-//! [`taper_core::Blocks`] is how any architecture is walked.
+//! One block is held at a time, with the hidden states of all sequences before and after quantization; time is linear in the
+//! number of blocks. A finished block goes to the run's shelf, so that a cancelled or killed run goes on after it.
+//! Neighbours: [`crate::learn`] has the arithmetic, `tuned/block.rs` teaches one block, `tuned/streams.rs` keeps hidden
+//! states, [`super::TunedSettings`] is how recipes spell it, [`taper_core::Blocks`] is how any architecture is walked.
 
 mod block;
+mod streams;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{fmt, sync::Arc};
-use taper_core::{
-    Batch, Blocks, Checkpoint, Context, Error, Hidden, Pass, Result, Select, Stage, WeightBuilder,
-};
+use taper_core::{Checkpoint, Context, Error, Needs, Pass, Result, Select, Stage, WeightInfo};
 
+use super::TunedSettings;
 use crate::scheme::{Granularity, Scheme};
 use block::Lesson;
+use streams::Streams;
 
 /// How long and how fast rounding is learned.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -33,32 +34,35 @@ use block::Lesson;
 pub struct Schedule {
     /// Steps per block.
     pub steps: usize,
-    /// Batches per step.
-    pub batches: usize,
+    /// Sequences per step: windows of the calibration text, sentences of an encoder.
+    pub sequences: usize,
     /// How far an offset can travel in all, in steps of the grid; the rate falls linearly from twice this over `steps`.
     pub travel: f32,
     /// The same of a range, as a share of itself.
     pub stretch: f32,
-    /// Of this many batches one is kept aside to judge by.
+    /// Of this many sequences one is kept aside to judge by.
     pub judge: usize,
 }
 
 impl Default for Schedule {
-    /// Fifty steps of four batches (of 256 tokens, say): an eighth of the tokens that AutoRound reads (200 steps of eight),
+    /// Fifty steps of four sequences (of 256 tokens, say): an eighth of the tokens that AutoRound reads (200 steps of eight),
     /// and on a model of seven million parameters as close to the original: KL 0.068 at 2 bits, 0.0155 at 3.
     fn default() -> Self {
-        Self { steps: 50, batches: 4, travel: 0.5, stretch: 0.125, judge: 16 }
+        Self { steps: 50, sequences: 4, travel: 0.5, stretch: 0.125, judge: 16 }
     }
 }
 
 impl Schedule {
-    fn check(&self) -> Result<()> {
+    fn check(&self) -> crate::Result<()> {
         let positive = |x: f32| x.is_finite() && x > 0.0;
-        let refuse = |option, value: String, expected: &str| Err(Error::bad_option(option, value, expected));
-        if self.steps == 0 || self.batches == 0 {
+        let refuse = |option, value: String, expected: &str| {
+            let conflict = format!("is {value}");
+            Err(crate::Error::Conflict { option, conflict, expected: format!("choose {expected}") })
+        };
+        if self.steps == 0 || self.sequences == 0 {
             return refuse(
                 "steps",
-                format!("{} of {} batches", self.steps, self.batches),
+                format!("{} of {} sequences", self.steps, self.sequences),
                 "at least one of each",
             );
         }
@@ -70,62 +74,64 @@ impl Schedule {
             return refuse(
                 "judge",
                 self.judge.to_string(),
-                "at least 2, so that some batches are learned from",
+                "at least 2, so that some sequences are learned from",
             );
         }
         Ok(())
     }
 }
 
-/// Learns rounding and ranges of the matrices of every block. From Rust only so far: recipes have no arm for it.
-#[derive(Clone)]
+/// Learns rounding and ranges of the matrices of every block, on the batches of the run's calibration.
+///
+/// ```
+/// # use taper_quant::{Schedule, Scheme, Tuned};
+/// let pass = Tuned::new(Scheme::int4(128)?)?.with_schedule(Schedule { steps: 100, ..Schedule::default() })?;
+/// assert_eq!(pass.scheme().to_string(), "int4 g128");
+/// # Ok::<(), taper_quant::Error>(())
+/// ```
+#[derive(Debug, Clone)]
 pub struct Tuned {
-    blocks: Arc<dyn Blocks>,
-    batches: Arc<Vec<Batch>>,
     scheme: Scheme,
     schedule: Schedule,
     select: Select,
-}
-
-impl fmt::Debug for Tuned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tuned")
-            .field("scheme", &self.scheme)
-            .field("schedule", &self.schedule)
-            .field("select", &self.select)
-            .field("batches", &self.batches.len())
-            .finish_non_exhaustive()
-    }
 }
 
 impl Tuned {
     /// The recipe key.
     pub const KEY: &'static str = "tuned";
 
-    /// Encodes all matrices of the blocks to `scheme`, learning on `batches`.
+    /// Encodes all matrices of the blocks to `scheme`.
     ///
     /// # Errors
-    /// No batch, and one scale for a whole tensor.
-    pub fn new(scheme: Scheme, blocks: Arc<dyn Blocks>, batches: Arc<Vec<Batch>>) -> Result<Self> {
-        if batches.is_empty() {
-            return Err(Error::bad_option(
-                "batches",
-                0,
-                "at least one batch of calibration text to learn from",
-            ));
-        }
+    /// One scale for a whole tensor.
+    pub fn new(scheme: Scheme) -> crate::Result<Self> {
         if scheme.granularity == Granularity::Tensor {
-            return Err(Error::bad_option("granularity", "tensor", "groups, or one scale per channel"));
+            return Err(crate::Error::Conflict {
+                option: "granularity",
+                conflict: "is `tensor`, which leaves nothing to learn per group".into(),
+                expected: "use groups, or one scale per channel".into(),
+            });
         }
-        let (schedule, select) = (Schedule::default(), Select::matrices());
-        Ok(Self { blocks, batches, scheme, schedule, select })
+        Ok(Self { scheme, schedule: Schedule::default(), select: Select::matrices() })
+    }
+
+    /// The integers.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// How long and how fast.
+    #[must_use]
+    pub fn schedule(&self) -> Schedule {
+        self.schedule
     }
 
     /// With another schedule.
     ///
     /// # Errors
-    /// One that takes no step, goes nowhere, or keeps every batch aside.
-    pub fn with_schedule(mut self, schedule: Schedule) -> Result<Self> {
+    /// One that takes no step, goes nowhere, or keeps every sequence aside.
+    pub fn with_schedule(mut self, schedule: Schedule) -> crate::Result<Self> {
         schedule.check()?;
         self.schedule = schedule;
         Ok(self)
@@ -139,10 +145,15 @@ impl Tuned {
     }
 
     /// The selected weights of each block, the reasons of those that stay being recorded.
-    fn plan(&self, checkpoint: &Checkpoint, context: &Context<'_>) -> Result<Vec<Vec<String>>> {
-        let blocks = self.blocks.prefixes(checkpoint)?.len();
-        let inside = (0..blocks).map(|i| self.blocks.weights(checkpoint, i)).collect::<Result<Vec<_>>>()?;
-        let mut plan = vec![Vec::new(); blocks];
+    fn plan(
+        &self,
+        blocks: &dyn taper_core::Blocks,
+        checkpoint: &Checkpoint,
+        context: &Context<'_>,
+    ) -> Result<Vec<Vec<String>>> {
+        let count = blocks.prefixes(checkpoint)?.len();
+        let inside = (0..count).map(|i| blocks.weights(checkpoint, i)).collect::<Result<Vec<_>>>()?;
+        let mut plan = vec![Vec::new(); count];
         let mut selected = 0;
         for name in checkpoint.names() {
             let info = checkpoint.info(&name)?;
@@ -173,7 +184,7 @@ impl Tuned {
 }
 
 /// Why a selected weight of a block stays, where it does.
-fn stays(info: &taper_core::WeightInfo) -> Option<String> {
+fn stays(info: &WeightInfo) -> Option<String> {
     if !info.encoding.is_dense() {
         Some(format!("is encoded already, as {}", info.encoding))
     } else if !matches!(info.encoding.format.as_str(), "f32" | "f16" | "bf16") {
@@ -196,34 +207,45 @@ impl Pass for Tuned {
         Stage::Encode
     }
 
+    fn needs(&self) -> Needs {
+        Needs::Batches
+    }
+
     fn settings(&self) -> Value {
-        serde_json::json!({
-            "scheme": self.scheme,
-            "schedule": self.schedule,
-            "select": self.select.to_string(),
-            "batches": self.batches.len(),
-        })
+        let mut settings = serde_json::to_value(TunedSettings::from(self)).unwrap_or_default();
+        settings["select"] = self.select.to_string().into();
+        settings
     }
 
     fn run(&self, mut checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint> {
-        let plan = self.plan(&checkpoint, context)?;
-        let builder =
-            |c: &Checkpoint| WeightBuilder::new(c, candle_core::DType::F32, &candle_core::Device::Cpu);
-        let entrance = self.blocks.entrance(&builder(&checkpoint))?;
-        let mut dense = self.batches.iter().map(|b| entrance.forward(b)).collect::<Result<Vec<Hidden>>>()?;
-        drop(entrance);
-        let mut seen = dense.clone();
+        let Some(calibration) = context.calibration() else {
+            return Err(Error::NeedsStats { pass: Self::KEY.into(), needs: self.needs() });
+        };
+        let original = checkpoint.clone();
+        let plan = self.plan(calibration.blocks().as_ref(), &original, context)?;
+        let mut finished = 0;
+        while finished < plan.len()
+            && (plan[finished].is_empty() || context.finished(&unit(finished), &mut checkpoint)?)
+        {
+            finished += 1;
+        }
+        if plan[finished..].iter().all(Vec::is_empty) {
+            return Ok(checkpoint);
+        }
+        let mut streams = Streams::enter(calibration, &original)?;
         for (index, names) in plan.iter().enumerate() {
-            let lesson = Lesson {
-                blocks: self.blocks.as_ref(),
-                index,
-                of: plan.len(),
-                scheme: &self.scheme,
-                schedule: &self.schedule,
-                context,
-            };
-            lesson.teach(&mut checkpoint, names, &mut dense, &mut seen)?;
+            let lesson = Lesson { pass: self, calibration, index, of: plan.len(), context };
+            if index >= finished && !names.is_empty() {
+                lesson.teach(&original, &mut checkpoint, names, &mut streams)?;
+            } else {
+                lesson.pass_by(&original, &checkpoint, names, &mut streams)?;
+            }
         }
         Ok(checkpoint)
     }
+}
+
+/// What the run's shelf calls a block.
+fn unit(index: usize) -> String {
+    format!("block-{index}")
 }

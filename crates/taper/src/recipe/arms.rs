@@ -9,7 +9,7 @@ use std::sync::Arc;
 use taper_core::{Couplings, Pass, WeightPass};
 use taper_prune::{DropLayers, Magnitude, NOfM, SparseBitmask, Structured};
 use taper_quant::{
-    Awq, Gptq, Rotate, RoundNearest, SmoothQuant, Trellis,
+    Awq, Gptq, Rotate, RoundNearest, SmoothQuant, Trellis, Tuned,
     allocate::{Candidate, Pin},
 };
 
@@ -18,7 +18,7 @@ use super::{RecipeError, keys, spelling::nearest, step::Step};
 const ROUND_NEAREST: &str = "round-nearest";
 
 /// The names of all passes, as recipes spell them.
-pub const PASSES: [&str; 11] = [
+pub const PASSES: [&str; 12] = [
     Structured::KEY,
     DropLayers::KEY,
     Magnitude::KEY,
@@ -29,6 +29,7 @@ pub const PASSES: [&str; 11] = [
     ROUND_NEAREST,
     Gptq::KEY,
     Trellis::KEY,
+    Tuned::KEY,
     SparseBitmask::KEY,
 ];
 
@@ -74,6 +75,10 @@ pub(super) fn pass(step: Step<'_>, couplings: &Arc<dyn Couplings>) -> Result<Arc
         }
         Trellis::KEY => {
             let (pass, select) = step.selecting::<Trellis>()?;
+            Arc::new(pass.on(select))
+        }
+        Tuned::KEY => {
+            let (pass, select) = step.selecting::<Tuned>()?;
             Arc::new(pass.on(select))
         }
         SparseBitmask::KEY => {

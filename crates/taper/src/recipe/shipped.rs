@@ -63,6 +63,10 @@ shipped!(
     "search-int4-g128",
     "search-int4-g32",
     "structured-25",
+    "tuned-int2-g64",
+    "tuned-int3-g128",
+    "tuned-int4-g128",
+    "tuned-int4-g32",
     "two-of-four-int4",
 );
 
