@@ -82,7 +82,10 @@ impl Shelf {
     pub(crate) fn another_int(&self, bits: u8, group: usize, shape: Shape) -> Result<PackedInt, Failed> {
         let scheme = scheme(bits, group)?;
         let values = self.values(shape)?;
-        Ok(PackedInt::encode(&values, &shape, &scheme, &Fit::AbsMax, None, IntLayout::PackQuantized)?)
+        // Files of compressed-tensors have no short last group.
+        let whole = shape[1].is_multiple_of(group.max(1));
+        let layout = if whole { IntLayout::PackQuantized } else { IntLayout::Taper };
+        Ok(PackedInt::encode(&values, &shape, &scheme, &Fit::AbsMax, None, layout)?)
     }
 
     /// NF4 in blocks.

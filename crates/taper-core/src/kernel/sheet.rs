@@ -102,10 +102,11 @@ pub fn fill<T: Copy + Default + Send>(
         work(&mut Stretch { sheet: &sheet, place: Place { first: 0, len: rows } });
         return values;
     }
-    // A few stretches per thread even out what else the machine does.
+    // Many stretches per thread, each to be taken alone, even out what else the machine does: a thread that the system halts
+    // holds up one of them, not a share of all.
     let units = rows.div_ceil(unit);
-    let each = units.div_ceil(threads * 8).max(1) * unit;
-    (0..rows.div_ceil(each)).into_par_iter().for_each(|task| {
+    let each = units.div_ceil(threads * 16).max(1) * unit;
+    (0..rows.div_ceil(each)).into_par_iter().with_max_len(1).for_each(|task| {
         let first = task * each;
         work(&mut Stretch { sheet: &sheet, place: Place { first, len: each.min(rows - first) } });
     });
