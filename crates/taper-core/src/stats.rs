@@ -250,6 +250,12 @@ impl Accumulator {
 
     /// The statistics so far. Errors where nothing was seen.
     pub fn finish(&self, site: &str) -> Result<InputStats> {
+        self.clone().into_stats(site)
+    }
+
+    /// The statistics, without a copy of the sums: a Gram matrix of some thousand inputs takes a hundred megabytes and more.
+    /// Errors where nothing was seen.
+    pub fn into_stats(self, site: &str) -> Result<InputStats> {
         let fail = |message: &str| Err(Error::Stats { site: site.to_owned(), message: message.to_owned() });
         if self.count == 0 {
             return fail("no input was seen");
@@ -259,28 +265,22 @@ impl Accumulator {
             return fail("some inputs came with the original's and some did not; give all or none");
         }
         let mean = |sums: &[f64]| sums.iter().map(|s| (s / self.count as f64) as f32).collect();
-        Ok(InputStats {
-            count: self.count,
-            mean: mean(&self.sum),
-            min: self.min.clone(),
-            max: self.max.clone(),
-            mean_abs: mean(&self.sum_abs),
-            sum_squares: self.sum_squares.clone(),
-            gram: self.whole_gram(),
-            cross: cross.map(|cross| cross.sums.clone()),
-        })
-    }
-}
-
-impl Accumulator {
-    /// The Gram sum with the tokens of a stretch that is not whole yet.
-    fn whole_gram(&self) -> Option<Gram> {
-        let mut gram = self.gram.clone()?;
-        if !self.pending.is_empty() {
+        let mut gram = self.gram;
+        if let Some(gram) = gram.as_mut().filter(|_| !self.pending.is_empty()) {
+            // The tokens of a stretch that is not whole yet.
             let half = (self.count.saturating_sub(1) / STRETCH as u64 % 2) as usize;
             add_gram(&mut gram.halves[half], &self.pending);
         }
-        Some(gram)
+        Ok(InputStats {
+            count: self.count,
+            mean: mean(&self.sum),
+            min: self.min,
+            max: self.max,
+            mean_abs: mean(&self.sum_abs),
+            sum_squares: self.sum_squares,
+            gram,
+            cross: self.cross.filter(|cross| cross.count > 0).map(|cross| cross.sums),
+        })
     }
 }
 

@@ -106,7 +106,7 @@ impl Sums {
     pub(crate) fn finish(self, least: u64) -> Result<Stats> {
         let mut finished = Vec::new();
         for group in self.groups {
-            let stats = group.sums.finish(&group.leader)?;
+            let stats = group.sums.into_stats(&group.leader)?;
             if stats.count < least {
                 let message = format!(
                     "it saw {} tokens, fewer than the {least} asked for; calibrate on more",
