@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// The option's word in recipes and errors.
-const ASYMMETRIC: &str = "asymmetric-calibration";
+pub(super) const ASYMMETRIC: &str = "asymmetric-calibration";
 
 /// Rounds with feedback to the numbers of a [`RoundNearest`].
 ///

@@ -16,7 +16,7 @@ use serde::{
 use serde_json::{Map, Value};
 use taper_core::linalg::Shrinkage;
 
-use super::{Gptq, RoundNearest, RoundNearestSettings};
+use super::{Gptq, RoundNearest, RoundNearestSettings, gptq::ASYMMETRIC};
 use crate::settle::Order;
 
 /// The options of [`Gptq`] as a recipe has them.
@@ -31,9 +31,6 @@ pub struct GptqSettings {
     /// The share of what the layers before changed that is made up for.
     pub asymmetry: f64,
 }
-
-/// The key of the asymmetry.
-const ASYMMETRIC: &str = "asymmetric-calibration";
 
 /// The word for [`Shrinkage::CrossValidated`].
 const CROSS_VALIDATED: &str = "cross-validated";
