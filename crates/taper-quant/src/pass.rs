@@ -5,6 +5,7 @@
 //! ranges block by block, [`Trellis`] spends one to four bits on codes that depend on their neighbours. [`Awq`],
 //! [`SmoothQuant`] and [`Rotate`] scale and turn along what architectures declare.
 
+pub mod asymmetric;
 pub mod awq;
 mod awq_clip;
 pub mod awq_settings;
@@ -18,6 +19,7 @@ pub mod trellis;
 pub mod tuned;
 pub mod tuned_settings;
 
+pub use asymmetric::Inputs;
 pub use awq::Awq;
 pub use awq_settings::{AwqSettings, Clip, Score};
 pub use gptq::{Fed, Gptq};

@@ -285,3 +285,130 @@ fn the_pass_leaves_what_calibration_did_not_see_and_says_so() {
         Rewrite::Done(_) => panic!("b.weight was not calibrated"),
     }
 }
+
+/// Inputs that the layers before changed (x) and those of the original (x̃), with the statistics of both.
+fn drifted(count: usize, d: usize) -> (Vec<f32>, Vec<f32>, taper_core::InputStats) {
+    let original = tokens(count, d, d / 2, 0.3);
+    // A change that depends on the inputs, as that of a rounded layer does, and a little chance.
+    let (turn, chance) = (values(d * d, 21), values(count * d, 22));
+    let mut x = original.clone();
+    for (t, x) in x.chunks_exact_mut(d).enumerate() {
+        let from = &original[t * d..(t + 1) * d];
+        for (i, x) in x.iter_mut().enumerate() {
+            let moved: f32 = from.iter().zip(&turn[i * d..]).map(|(a, b)| a * b).sum();
+            *x += 0.05 * moved + 0.02 * chance[t * d + i];
+        }
+    }
+    let mut sums = Accumulator::new(d, Needs::CrossGram);
+    sums.add_beside("x", &x, &original).unwrap();
+    let stats = sums.finish("x").unwrap();
+    (x, original, stats)
+}
+
+/// ‖W X̃ − V X‖².
+fn distance(w: &[f32], original: &[f32], v: &[f64], x: &[f32], d: usize) -> f64 {
+    let mut sum = 0.0;
+    for (w, v) in w.chunks_exact(d).zip(v.chunks_exact(d)) {
+        for (original, x) in original.chunks_exact(d).zip(x.chunks_exact(d)) {
+            let wished: f64 = w.iter().zip(original).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            let found: f64 = v.iter().zip(x).map(|(v, x)| v * f64::from(*x)).sum();
+            sum += (wished - found).powi(2);
+        }
+    }
+    sum
+}
+
+#[test]
+fn asymmetric_calibration_nears_the_least_squares_answer_to_the_original_output() {
+    let (rows, d, count) = (24, 96, 1200);
+    let (x, original, stats) = drifted(count, d);
+    let w = values(rows * d, 3);
+    let wide = |i: usize, j: usize| {
+        (0..count)
+            .map(|t| (f64::from(x[t * d + i]), f64::from(x[t * d + j]), f64::from(original[t * d + i])))
+            .fold((0.0, 0.0), |(g, c), (a, b, o)| (g + a * b, c + o * b))
+    };
+    let sums: Vec<Vec<(f64, f64)>> = (0..d).map(|i| (0..d).map(|j| wide(i, j)).collect()).collect();
+    let g: Vec<Vec<f64>> = sums.iter().map(|row| row.iter().map(|s| s.0).collect()).collect();
+    let inverse = inverse(&g);
+    let mut best = vec![0f64; rows * d];
+    for (w, best) in w.chunks_exact(d).zip(best.chunks_exact_mut(d)) {
+        let wc: Vec<f64> = (0..d).map(|j| (0..d).map(|i| f64::from(w[i]) * sums[i][j].1).sum()).collect();
+        for (j, best) in best.iter_mut().enumerate() {
+            *best = (0..d).map(|i| wc[i] * inverse[i][j]).sum();
+        }
+    }
+    let gram = stats.gram.as_ref().unwrap();
+    let inputs = taper_quant::pass::Inputs { gram, cross: stats.cross.as_deref() };
+    let distance_at = |share: f64| {
+        let pass = pass(8, 32).shrunk(Shrinkage::Fixed(0.0)).asymmetric_calibration(share);
+        let fed = pass.ints(&w, &[rows, d], inputs, &scheme(8, 32), IntLayout::Taper).unwrap();
+        let v: Vec<f64> = decoded(&fed.weight).into_iter().map(f64::from).collect();
+        distance(&w, &original, &v, &x, d)
+    };
+    let least = distance(&w, &original, &best, &x, d);
+    let [off, half, on] = [0.0, 0.5, 1.0].map(distance_at);
+    assert!(least < 0.1 * off, "the closed form {least} should be far below {off}");
+    // What is left above the closed form is the rounding to 8 bits; half the step leaves a quarter of the rest.
+    assert!(on < least + 0.01 * (off - least), "{on} against {least} of the closed form and {off} without");
+    let left = (half - least) / (off - least);
+    assert!((left - 0.25).abs() < 0.02, "half the share leaves {left} of the distance");
+}
+
+#[test]
+fn no_share_of_asymmetric_calibration_is_plain_feedback_bit_for_bit() {
+    let (rows, d) = (16, 64);
+    let (_, _, stats) = drifted(900, d);
+    let w = values(rows * d, 3);
+    let gram = stats.gram.as_ref().unwrap();
+    let run = |pass: Gptq, inputs: taper_quant::pass::Inputs<'_>| {
+        let fed = pass.ints(&w, &[rows, d], inputs, &scheme(3, 32), IntLayout::Taper).unwrap();
+        (decoded(&fed.weight), fed.loss.to_bits())
+    };
+    let both = taper_quant::pass::Inputs { gram, cross: stats.cross.as_deref() };
+    let plain = run(pass(3, 32), gram.into());
+    assert_eq!(plain, run(pass(3, 32).asymmetric_calibration(0.0), both));
+    assert_ne!(plain, run(pass(3, 32).asymmetric_calibration(1.0), both));
+    assert_eq!(pass(3, 32).asymmetric_calibration(0.0).needs(), Needs::Gram);
+    assert_eq!(pass(3, 32).asymmetric_calibration(1.0).needs(), Needs::CrossGram);
+}
+
+#[test]
+fn asymmetric_calibration_does_not_depend_on_threads() {
+    let (rows, d) = (150, 160);
+    let (_, _, stats) = drifted(700, d);
+    let w = values(rows * d, 3);
+    let run = |threads: usize| {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+            let inputs = taper_quant::pass::Inputs {
+                gram: stats.gram.as_ref().unwrap(),
+                cross: stats.cross.as_deref(),
+            };
+            let pass = pass(3, 32).asymmetric_calibration(1.0);
+            let fed = pass.ints(&w, &[rows, d], inputs, &scheme(3, 32), IntLayout::Taper).unwrap();
+            (decoded(&fed.weight), fed.loss.to_bits())
+        })
+    };
+    assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn asymmetric_calibration_without_the_original_inputs_is_an_error() {
+    let (rows, d) = (8, 64);
+    let w = values(rows * d, 3);
+    let gram = gram(&tokens(600, d, 8, 0.5), d);
+    let run = |share: f64, cross: Option<&[f64]>| {
+        let inputs = taper_quant::pass::Inputs { gram: &gram, cross };
+        let pass = pass(4, 32).asymmetric_calibration(share);
+        pass.ints(&w, &[rows, d], inputs, &scheme(4, 32), IntLayout::Taper).unwrap_err()
+    };
+    let error = run(1.0, None);
+    assert!(matches!(error, Error::Conflict { option: "asymmetric-calibration", .. }), "{error}");
+    assert!(error.to_string().contains("calibrate sequentially"), "{error}");
+    assert!(matches!(run(1.0, Some(&[0.0; 9])), Error::Length { what: "cross", found: 9, .. }));
+    let mut broken = vec![0.0; d * d];
+    broken[70] = f64::NAN;
+    assert!(matches!(run(0.5, Some(&broken)), Error::NotFinite { count: 1, first: 70 }));
+    let refused = pass(4, 32).asymmetric_calibration(1.5).check().unwrap_err();
+    assert!(refused.to_string().contains("choose a share"), "{refused}");
+}

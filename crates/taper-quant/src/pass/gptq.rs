@@ -11,18 +11,23 @@
 //!
 //! A weight whose inputs calibration did not see is left, and the report says so; nothing becomes round-to-nearest.
 //!
+//! With [`Gptq::asymmetric_calibration`], layers make up for what the layers before them changed: [`super::asymmetric`].
+//!
 //! Neighbours: [`crate::settle`] is the mathematics, [`RoundNearest`] has the options of numbers and files.
+
+use std::borrow::Cow;
 
 use serde::Serialize;
 use serde_json::Value;
 use taper_core::{
-    Context, Gram, InputStats, Needs, Outline, Result, Rewrite, SharedWeight, Stage, WeightPass,
+    Context, InputStats, Needs, Outline, Result, Rewrite, SharedWeight, Stage, WeightPass,
     linalg::{Damped, Factor, Shrinkage},
     report::{Measure, Unit},
     weight::to_f32_vec,
 };
 
 use super::{
+    asymmetric::{self, Inputs},
     gptq_settings::GptqSettings,
     round_nearest::{Number, RoundNearest, named, stays, value_type},
 };
@@ -40,6 +45,9 @@ use crate::{
     settle::{Order, Plan, Settling},
 };
 
+/// The option's word in recipes and errors.
+pub(super) const ASYMMETRIC: &str = "asymmetric-calibration";
+
 /// Rounds with feedback to the numbers of a [`RoundNearest`].
 ///
 /// ```
@@ -55,6 +63,7 @@ pub struct Gptq {
     numbers: RoundNearest,
     order: Order,
     shrinkage: Shrinkage,
+    asymmetry: f64,
 }
 
 /// A weight that was rounded with feedback.
@@ -91,7 +100,7 @@ impl Gptq {
     /// These numbers and files; group-aware order, cross-validated shrinkage.
     #[must_use]
     pub fn new(numbers: RoundNearest) -> Self {
-        Self { numbers, order: Order::default(), shrinkage: Shrinkage::default() }
+        Self { numbers, order: Order::default(), shrinkage: Shrinkage::default(), asymmetry: 0.0 }
     }
 
     /// With columns settled in this order.
@@ -105,6 +114,14 @@ impl Gptq {
     #[must_use]
     pub fn shrunk(mut self, shrinkage: Shrinkage) -> Self {
         self.shrinkage = shrinkage;
+        self
+    }
+
+    /// With this share, from 0 to 1, of what the layers before changed made up for ([`super::asymmetric`]); 0, the
+    /// default, is plain GPTQ. Above 0 it needs sequential calibration.
+    #[must_use]
+    pub fn asymmetric_calibration(mut self, share: f64) -> Self {
+        self.asymmetry = share;
         self
     }
 
@@ -126,6 +143,12 @@ impl Gptq {
         self.shrinkage
     }
 
+    /// The share of what the layers before changed that is made up for.
+    #[must_use]
+    pub fn asymmetry(&self) -> f64 {
+        self.asymmetry
+    }
+
     /// Checks that the options go together; every rewrite does so first.
     ///
     /// # Errors
@@ -138,6 +161,9 @@ impl Gptq {
         if self.numbers.weighting() != super::Weighting::Equal {
             return conflict("weighting", "is what the Gram matrix decides here", "remove it");
         }
+        if !(0.0..=1.0).contains(&self.asymmetry) {
+            return conflict(ASYMMETRIC, "is not between 0 and 1", "choose a share, such as 1 (all of it)");
+        }
         match self.shrinkage {
             Shrinkage::Fixed(alpha) if !(0.0..=1.0).contains(&alpha) => {
                 conflict("shrinkage", "is not between 0 and 1", "choose a share, such as 0.1")
@@ -149,25 +175,26 @@ impl Gptq {
     /// Integers of a weight `[rows, d]`, stored as `layout`.
     ///
     /// # Errors
-    /// A scale that cannot be stored, slices that do not fit together, a Gram matrix that is not finite.
-    pub fn ints(
+    /// A scale that cannot be stored, slices that do not fit together, a Gram matrix that is not finite; asymmetric calibration
+    /// without the cross Gram matrix.
+    pub fn ints<'a>(
         &self,
         values: &[f32],
         shape: &[usize],
-        gram: &Gram,
+        inputs: impl Into<Inputs<'a>>,
         scheme: &Scheme,
         layout: IntLayout,
     ) -> crate::Result<Fed<PackedInt>> {
         let codes = IntCodes::new(*scheme, fit_for(layout, &self.numbers.fit()));
-        let work = Work::new(self, values, shape, gram, scheme.granularity.span(columns(shape)))?;
+        let work = Work::new(self, values, shape, inputs.into(), scheme.granularity.span(columns(shape)))?;
         let settling = work.settling(&codes);
         let whole = scheme.granularity == Granularity::Tensor;
         let overflow = |(row, scale)| Error::ScaleOverflow { row, scale, scales: scheme.scales };
         let fixed = match work.adaptive {
             true => None,
-            false => Some(settling.fit_beforehand(values, whole).map_err(overflow)?),
+            false => Some(settling.fit_beforehand(&work.target, whole).map_err(overflow)?),
         };
-        let settled = Settling { fixed: fixed.as_deref(), ..settling }.run(values).map_err(overflow)?;
+        let settled = Settling { fixed: fixed.as_deref(), ..settling }.run(&work.target).map_err(overflow)?;
         let grids = if whole { &settled.grids[..1] } else { &settled.grids };
         let weight = PackedInt::from_codes(&settled.codes, grids, shape, scheme, layout)?;
         Ok(Fed { weight, damped: work.factor.damped, loss: settled.loss })
@@ -177,11 +204,11 @@ impl Gptq {
     ///
     /// # Errors
     /// As for [`Gptq::ints`], and rows that are not whole blocks.
-    pub fn nf4(
+    pub fn nf4<'a>(
         &self,
         values: &[f32],
         shape: &[usize],
-        gram: &Gram,
+        inputs: impl Into<Inputs<'a>>,
         scheme: Nf4Scheme,
         decoded: ValueType,
     ) -> crate::Result<Fed<PackedNf4>> {
@@ -195,13 +222,13 @@ impl Gptq {
             });
         }
         let codes = Nf4Codes::new(scheme, self.numbers.fit())?;
-        let work = Work::new(self, values, shape, gram, block)?;
+        let work = Work::new(self, values, shape, inputs.into(), block)?;
         let settling = work.settling(&codes);
         let overflow = |(row, scale)| Error::ScaleOverflow { row, scale, scales: crate::ScaleType::F32 };
         // Doubly quantized scales are known only together, so they are fitted before.
         let double = scheme.scales == BlockScales::Double;
         let (fixed, nested) = if double || !work.adaptive {
-            let scales = settling.fit_beforehand(values, false).map_err(overflow)?;
+            let scales = settling.fit_beforehand(&work.target, false).map_err(overflow)?;
             let nested = double.then(|| Nested::encode(&scales));
             let stored = match &nested {
                 Some(nested) => (0..scales.len()).map(|i| nested.get(i)).collect(),
@@ -211,7 +238,7 @@ impl Gptq {
         } else {
             (None, None)
         };
-        let settled = Settling { fixed: fixed.as_deref(), ..settling }.run(values).map_err(overflow)?;
+        let settled = Settling { fixed: fixed.as_deref(), ..settling }.run(&work.target).map_err(overflow)?;
         let absmax = nested.map_or(Absmax::Plain(settled.grids), Absmax::Nested);
         let weight = PackedNf4::from_codes(&settled.codes, absmax, shape, scheme, decoded)?;
         Ok(Fed { weight, damped: work.factor.damped, loss: settled.loss })
@@ -219,16 +246,24 @@ impl Gptq {
 }
 
 /// What every format needs: the order, the factor and the dead columns.
-struct Work {
+struct Work<'v> {
+    /// What is rounded: the weight, or under asymmetric calibration what it should become.
+    target: Cow<'v, [f32]>,
     plan: Plan,
     factor: Factor,
     dead: Vec<bool>,
     adaptive: bool,
 }
 
-impl Work {
-    fn new(pass: &Gptq, values: &[f32], shape: &[usize], gram: &Gram, span: usize) -> crate::Result<Self> {
-        let d = columns(shape);
+impl<'v> Work<'v> {
+    fn new(
+        pass: &Gptq,
+        values: &'v [f32],
+        shape: &[usize],
+        inputs: Inputs<'_>,
+        span: usize,
+    ) -> crate::Result<Self> {
+        let (d, gram) = (columns(shape), inputs.gram);
         for (what, found, expected) in
             [("gram", gram.inputs(), d), ("values", values.len(), shape.iter().product())]
         {
@@ -246,11 +281,39 @@ impl Work {
         })?;
         let dead = loudness.iter().map(|&x| x <= 0.0).collect();
         let adaptive = plan.is_adaptive();
-        Ok(Self { plan, factor, dead, adaptive })
+        let target = match pass.asymmetry > 0.0 {
+            false => Cow::Borrowed(values),
+            true => {
+                let sums = (gram, cross(inputs.cross, d)?);
+                Cow::Owned(asymmetric::target(values, sums, pass.asymmetry, &plan.order, &factor.ldl))
+            }
+        };
+        Ok(Self { target, plan, factor, dead, adaptive })
     }
 
     fn settling<'a, C: crate::code::nearest::NearestCode>(&'a self, codes: &'a C) -> Settling<'a, C> {
         Settling { codes, plan: &self.plan, factor: &self.factor.ldl, fixed: None, dead: &self.dead }
+    }
+}
+
+/// The cross Gram matrix of a layer with `d` inputs.
+fn cross(cross: Option<&[f64]>, d: usize) -> crate::Result<&[f64]> {
+    match cross {
+        None => Err(Error::Conflict {
+            option: ASYMMETRIC,
+            conflict: "needs a cross gram matrix with the inputs of the original model, and there is none"
+                .into(),
+            expected: "calibrate sequentially for this pass, or remove the option".into(),
+        }),
+        Some(cross) if cross.len() != d * d => {
+            Err(Error::Length { what: "cross", found: cross.len(), expected: d * d })
+        }
+        Some(cross) => match cross.iter().position(|x| !x.is_finite()) {
+            Some(first) => {
+                Err(Error::NotFinite { count: cross.iter().filter(|x| !x.is_finite()).count(), first })
+            }
+            None => Ok(cross),
+        },
     }
 }
 
@@ -264,7 +327,7 @@ impl WeightPass for Gptq {
     }
 
     fn needs(&self) -> Needs {
-        Needs::Gram
+        if self.asymmetry > 0.0 { Needs::CrossGram } else { Needs::Gram }
     }
 
     fn settings(&self) -> Value {
@@ -277,21 +340,21 @@ impl WeightPass for Gptq {
         if let Some(why) = stays(&encoding, shape) {
             return Ok(Rewrite::left(why));
         }
-        let gram = match seen(context.stats(name), columns(shape)) {
-            Ok(gram) => gram,
+        let inputs = match seen(context.stats(name), columns(shape)) {
+            Ok(inputs) => inputs,
             Err(why) => return Ok(Rewrite::left(why)),
         };
         let values = to_f32_vec(weight.as_ref())?;
         Ok(match self.numbers.number() {
             Number::Int(scheme) => {
                 let layout = self.numbers.layout(name, shape, &scheme);
-                let fed = self.ints(&values, shape, gram, &scheme, layout).map_err(|e| named(name, e))?;
+                let fed = self.ints(&values, shape, inputs, &scheme, layout).map_err(|e| named(name, e))?;
                 fed.report(name, context);
                 Rewrite::done(fed.weight)
             }
             Number::Nf4(scheme) => {
                 let decoded = value_type(&encoding.format).unwrap_or_default();
-                let fed = self.nf4(&values, shape, gram, scheme, decoded).map_err(|e| named(name, e))?;
+                let fed = self.nf4(&values, shape, inputs, scheme, decoded).map_err(|e| named(name, e))?;
                 fed.report(name, context);
                 Rewrite::done(fed.weight)
             }
@@ -303,8 +366,8 @@ impl WeightPass for Gptq {
     }
 }
 
-/// The Gram matrix of a layer, or why there is none.
-fn seen(stats: Option<&InputStats>, columns: usize) -> std::result::Result<&Gram, String> {
+/// The matrices of a layer, or why there is none.
+fn seen(stats: Option<&InputStats>, columns: usize) -> std::result::Result<Inputs<'_>, String> {
     let Some(stats) = stats else {
         return Err("calibration saw no input of it".into());
     };
@@ -314,7 +377,7 @@ fn seen(stats: Option<&InputStats>, columns: usize) -> std::result::Result<&Gram
             "has {columns} columns, and calibration saw {} inputs: a convolution, whose columns are several per input",
             gram.inputs()
         )),
-        Some(gram) => Ok(gram),
+        Some(gram) => Ok(Inputs { gram, cross: stats.cross.as_deref() }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! How recipes spell [`Gptq`]: the keys of `round-nearest` but `weighting`, and two of its own.
+//! How recipes spell [`Gptq`]: the keys of `round-nearest` but `weighting`, and three of its own.
 //!
 //! ```toml
 //! name = "gptq"
@@ -6,6 +6,7 @@
 //! group = 128
 //! order = "groups"              # or "natural", "columns"
 //! shrinkage = "cross-validated" # or a share from 0 to 1
+//! asymmetric-calibration = 0.0  # or a share up to 1: make up for the layers before; needs sequential calibration
 //! ```
 
 use serde::{
@@ -15,7 +16,7 @@ use serde::{
 use serde_json::{Map, Value};
 use taper_core::linalg::Shrinkage;
 
-use super::{Gptq, RoundNearest, RoundNearestSettings};
+use super::{Gptq, RoundNearest, RoundNearestSettings, gptq::ASYMMETRIC};
 use crate::settle::Order;
 
 /// The options of [`Gptq`] as a recipe has them.
@@ -27,6 +28,8 @@ pub struct GptqSettings {
     pub order: Order,
     /// How far correlations are shrunk.
     pub shrinkage: Shrinkage,
+    /// The share of what the layers before changed that is made up for.
+    pub asymmetry: f64,
 }
 
 /// The word for [`Shrinkage::CrossValidated`].
@@ -50,6 +53,7 @@ const KEYS: &[&str] = &[
     "stored-as",
     "order",
     "shrinkage",
+    ASYMMETRIC,
 ];
 
 /// Collects what is written, to be told apart afterwards.
@@ -82,6 +86,10 @@ impl Serialize for GptqSettings {
             Shrinkage::Fixed(alpha) => alpha.into(),
         };
         map.insert("shrinkage".into(), shrinkage);
+        // Off is left out: settings of plain GPTQ read as they always did.
+        if self.asymmetry != 0.0 {
+            map.insert(ASYMMETRIC.into(), self.asymmetry.into());
+        }
         map.serialize(serializer)
     }
 }
@@ -103,8 +111,12 @@ impl<'de> Deserialize<'de> for GptqSettings {
                 return Err(D::Error::custom(message));
             }
         };
+        let asymmetry = match map.remove(ASYMMETRIC) {
+            None => 0.0,
+            Some(share) => f64::deserialize(share).map_err(D::Error::custom)?,
+        };
         let numbers = RoundNearestSettings::deserialize(Value::Object(map)).map_err(D::Error::custom)?;
-        Ok(Self { numbers, order, shrinkage })
+        Ok(Self { numbers, order, shrinkage, asymmetry })
     }
 }
 
@@ -113,7 +125,10 @@ impl TryFrom<GptqSettings> for Gptq {
 
     fn try_from(settings: GptqSettings) -> crate::Result<Self> {
         let numbers = RoundNearest::try_from(settings.numbers)?;
-        let pass = Self::new(numbers).in_order(settings.order).shrunk(settings.shrinkage);
+        let pass = Self::new(numbers)
+            .in_order(settings.order)
+            .shrunk(settings.shrinkage)
+            .asymmetric_calibration(settings.asymmetry);
         pass.check()?;
         Ok(pass)
     }
@@ -121,7 +136,12 @@ impl TryFrom<GptqSettings> for Gptq {
 
 impl From<Gptq> for GptqSettings {
     fn from(pass: Gptq) -> Self {
-        Self { numbers: (*pass.numbers()).into(), order: pass.order(), shrinkage: pass.shrinkage() }
+        Self {
+            numbers: (*pass.numbers()).into(),
+            order: pass.order(),
+            shrinkage: pass.shrinkage(),
+            asymmetry: pass.asymmetry(),
+        }
     }
 }
 
@@ -145,6 +165,7 @@ mod tests {
         for value in [
             json!({}),
             json!({ "bits": 3, "symmetry": "asymmetric", "order": "columns", "shrinkage": 0.25 }),
+            json!({ "bits": 2, "asymmetric-calibration": 0.5 }),
             json!({ "format": "nf4", "block": 32, "order": "natural" }),
         ] {
             let pass = parse(value.clone()).unwrap();
@@ -155,7 +176,8 @@ mod tests {
     #[test]
     fn every_key_that_is_read_is_listed_and_no_other() {
         let unknown = parse(json!({ "gruop": 32 })).unwrap_err();
-        let read: Vec<&str> = unknown.split('`').skip(3).step_by(2).chain(["order", "shrinkage"]).collect();
+        let read: Vec<&str> =
+            unknown.split('`').skip(3).step_by(2).chain(["order", "shrinkage", ASYMMETRIC]).collect();
         assert_eq!(read, KEYS);
     }
 
@@ -164,6 +186,7 @@ mod tests {
         for (value, expected) in [
             (json!({ "shrinkage": 1.5 }), "a share"),
             (json!({ "shrinkage": "much" }), "cross-validated"),
+            (json!({ "asymmetric-calibration": 1.5 }), "a share"),
             (json!({ "order": "random" }), "unknown variant"),
             (json!({ "weighting": "input-norms" }), "Gram matrix"),
             (json!({ "gruop": 32 }), "unknown field `gruop`"),
