@@ -1,7 +1,7 @@
 //! Buffers that a thread keeps from one product to the next.
 //!
-//! A product needs some hundred kilobytes for panels and sums. Asked for anew, they come as fresh pages, and the system
-//! takes longer to zero and map those than a product of a few tokens takes in all.
+//! A product needs some hundred kilobytes for panels and sums. Asked for anew, they may come as fresh pages, which the
+//! system zeroes and maps again for every product.
 //!
 //! ```text
 //! Lent::new(len) ── from the thread's shelf, or made ──▶ used ── dropped ──▶ back on the shelf, up to 4 MiB a thread
