@@ -9,4 +9,4 @@ mod heap;
 mod limits;
 
 pub use heap::Counted;
-pub use limits::{Limits, Unit};
+pub use limits::{Limits, Unit, read_together};

@@ -102,6 +102,11 @@ fn read(values: &[u64], times: usize) {
     }
 }
 
+/// Reads all values once, with all threads of rayon's current pool.
+pub fn read_together(values: &[u64]) {
+    each(values, rayon::current_num_threads(), |part| read(part, 1));
+}
+
 /// Gives every thread its part of a slice.
 fn each(values: &[u64], threads: usize, work: impl Fn(&[u64]) + Send + Sync) {
     values.par_chunks(values.len().div_ceil(threads)).for_each(work);

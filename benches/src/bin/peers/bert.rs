@@ -79,6 +79,7 @@ fn race(stored: Stored, texts: usize, len: usize) -> Result<Race, Failed> {
             contender("candle f32", dense(&checkpoint)?, 1e-8)?,
         ],
         cost: Cost::NONE,
+        reading: None,
         target: Target::Candle(1.0),
         extra: vec![("tokens", (texts * len) as f64)],
         steps: 1,

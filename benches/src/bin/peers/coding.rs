@@ -3,16 +3,15 @@
 //! Decoding is measured twice: into memory that is there (`decode-`), and into a new tensor (`tensor-`), where the
 //! system's zeroing of fresh pages is most of the time.
 
-use rayon::prelude::*;
 use std::sync::Arc;
 use taper::{
-    Rows, SharedWeight, Weight,
+    SharedWeight, Weight,
     candle::{
         DType, Device,
         quantized::{GgmlDType, QTensor},
     },
     quant::{Fit, IntLayout, Nf4Scheme, PackedInt, PackedNf4, Search, codec::bitsandbytes_nf4::ValueType},
-    weight::to_f32_vec,
+    weight::{rows::dense_into, to_f32_vec},
 };
 use taper_benches::matrix::normalised_mse;
 
@@ -96,17 +95,10 @@ impl Packed {
 
     fn decode(&self, out: &mut [f32]) {
         match self {
-            Self::Int(weight) => decode_into(weight, out),
-            Self::Nf4(weight) => decode_into(weight, out),
+            Self::Int(weight) => dense_into(weight, out),
+            Self::Nf4(weight) => dense_into(weight, out),
         }
     }
-}
-
-fn decode_into(weight: &impl Rows, out: &mut [f32]) {
-    out.par_chunks_mut(SHAPE[1])
-        .enumerate()
-        .with_min_len(16)
-        .for_each(|(row, out)| weight.decode_row(row, out));
 }
 
 fn encode(format: Format, fit: Fit, name: &str, peer: GgmlDType, target: Target) -> Spec {
@@ -121,6 +113,7 @@ fn encode(format: Format, fit: Fit, name: &str, peer: GgmlDType, target: Target)
             ours: Contender { name: "taper".into(), work, error },
             peers: vec![quantizer(shelf, peer)?],
             cost: Cost::coding(VALUES, bytes),
+            reading: None,
             target,
             extra: vec![],
             steps: 1,
@@ -182,5 +175,6 @@ fn decoded(
     target: Target,
 ) -> Result<Race, Failed> {
     let peers = vec![dequantizer(shelf, peer)?];
-    Ok(Race { ours, peers, cost: Cost::coding(VALUES, bytes), target, extra: vec![], steps: 1 })
+    let cost = Cost::coding(VALUES, bytes);
+    Ok(Race { ours, peers, cost, reading: None, target, extra: vec![], steps: 1 })
 }

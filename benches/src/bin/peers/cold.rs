@@ -10,11 +10,11 @@ use taper::{
     },
     weight::to_f32_vec,
 };
-use taper_benches::kernel::Unit;
+use taper_benches::kernel::{Unit, read_together};
 
 use crate::{
     Failed, check,
-    clock::whole,
+    clock::{Work, whole},
     job::{Contender, Cost, Race, Source, Spec, Target},
     products::{Format, INT8, MODES, Mode, PEER_BOUND},
     shelf::{Shape, Shelf},
@@ -42,10 +42,22 @@ fn spec(format: Format, mode: Mode) -> Spec {
             ours: ours(shelf, bits, group, mode)?,
             peers: vec![candle(shelf, peer.0, peer.1)?],
             cost: Cost { source: Source::Memory, ..Cost::product(SHAPE, 1, bytes, Unit::Int8) },
+            reading: Some(reading(bytes)),
             target,
             extra: vec![("weights", TOGETHER.div_ceil(bytes) as f64)],
             steps: 1,
         })
+    })
+}
+
+/// Reads as much as a matrix takes, each time from another place.
+fn reading(bytes: usize) -> Work {
+    let memory = vec![1u64; TOGETHER / 8];
+    let (each, mut at) = (bytes / 8, 0);
+    whole(move || {
+        at = if at + 2 * each > memory.len() { 0 } else { at + each };
+        read_together(&memory[at..at + each]);
+        Ok(())
     })
 }
 

@@ -34,6 +34,7 @@ fn spec((dtype, job, unit, bound): (DType, &'static str, Unit, f64), batch: usiz
         let asked = dtype != DType::F32 && matches!(batch, 1 | 512);
         Ok(Race {
             cost: Cost::product(SHAPE, batch, weight.nbytes(), unit),
+            reading: None,
             ours: typed(shelf, &weight, dtype, batch, bound)?,
             peers: vec![candle(shelf, dtype, batch)?],
             // torch's bf16 product runs at 99 % of the limit.

@@ -55,6 +55,8 @@ pub(crate) struct Race {
     /// The fastest of them is compared with us.
     pub(crate) peers: Vec<Contender>,
     pub(crate) cost: Cost,
+    /// Reads as many bytes and does no more, in turn with the others: the limit of that moment, instead of that of `cost`.
+    pub(crate) reading: Option<Work>,
     pub(crate) target: Target,
     /// Keys and figures of this job alone.
     pub(crate) extra: Vec<(&'static str, f64)>,

@@ -110,6 +110,7 @@ fn race(stored: Stored, tokens: usize, work: Use) -> Result<Race, Failed> {
             contender("candle f32".into(), dense(&checkpoint)?, 1e-8)?,
         ],
         cost: Cost::NONE,
+        reading: None,
         target: Target::Candle(1.0),
         extra: vec![("tokens", tokens as f64)],
         steps: if tokens == 1 { STEPS } else { 1 },

@@ -44,6 +44,7 @@ fn spec(bits: u8, group: usize, peer: GgmlDType) -> Spec {
             ours: ours(shelf, bits, group)?,
             peers: vec![candle(shelf, peer)?],
             cost: Cost::NONE,
+            reading: None,
             target: Target::None,
             extra,
             steps: 1,

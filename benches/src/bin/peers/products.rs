@@ -121,6 +121,7 @@ pub(crate) fn race(
         ours: ours(shelf, weight, shape, batch, mode.3)?,
         peers,
         cost,
+        reading: None,
         target: Target::None,
         extra: vec![],
         steps: 1,

@@ -49,13 +49,15 @@ impl Row {
     pub(crate) fn of(spec: &Spec, mut race: Race, limits: &Limits, effort: Effort) -> Result<Self, Failed> {
         let mut works = vec![&mut race.ours.work];
         works.extend(race.peers.iter_mut().map(|peer| &mut peer.work));
+        works.extend(&mut race.reading);
         let mut times = clock::race(&mut works, effort)?;
         times.iter_mut().for_each(|ms| *ms /= race.steps as f64);
         let ours = times[0];
         let theirs = race.peers.iter().zip(&times[1..]);
         let best = theirs.clone().min_by(|a, b| a.1.total_cmp(b.1));
         let candle_ms = best.map(|(_, ms)| *ms);
-        let limit_ms = race.cost.limit_ms(limits);
+        let reading = race.reading.is_some().then(|| times[times.len() - 1]);
+        let limit_ms = reading.or_else(|| race.cost.limit_ms(limits));
         let mut more: Map<String, Value> =
             theirs.map(|(peer, ms)| (format!("{}_ms", peer.name.replace(' ', "_")), (*ms).into())).collect();
         more.extend(race.extra.iter().map(|(key, figure)| ((*key).to_owned(), (*figure).into())));

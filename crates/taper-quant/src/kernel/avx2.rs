@@ -37,7 +37,7 @@ static TABLE: Kernels = Kernels {
     // SAFETY: as above.
     expand_f32: |job, out| unsafe { expand_f32(job, out) },
     bf16: None,
-    unpacks_along: false,
+    unpacks_along: true,
     // SAFETY: as above.
     tile_i8: |job, c| unsafe { integers::tile_i8(job, c) },
     few_f32: None,

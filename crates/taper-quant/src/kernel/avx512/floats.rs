@@ -27,7 +27,7 @@ use crate::kernel::{
 const NIBBLE_COLUMNS: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// Bytes ahead that are asked for while codes stream from memory.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 256;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 pub(super) fn few_f32(job: &FewF32<'_>, c: &mut Cells<'_>) {

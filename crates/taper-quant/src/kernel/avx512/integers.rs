@@ -24,8 +24,8 @@ use crate::kernel::{
     tiles::{LANES, LINE},
 };
 
-/// Bytes ahead that are asked for while codes stream from memory: half a page, within what hardware foresees.
-const AHEAD: usize = 2048;
+/// Bytes ahead that are asked for while codes stream from memory: four lines, which hides more than half a page does.
+const AHEAD: usize = 256;
 
 const BYTES: u8 = 0;
 const NIBBLES: u8 = 1;
@@ -85,7 +85,7 @@ fn tile<const FORM: u8, const P: usize, const T: usize>(job: &TileI8<'_>, c: &mu
                 let mut second = first;
                 for p in 0..P {
                     let line = load(codes[p]);
-                    if T <= 2 {
+                    if T <= 8 {
                         _mm_prefetch::<_MM_HINT_T0>(codes[p].wrapping_add(AHEAD).cast());
                     }
                     codes[p] = codes[p].add(LINE);

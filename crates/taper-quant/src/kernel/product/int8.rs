@@ -14,9 +14,12 @@
 use taper_core::kernel::aligned::Aligned;
 
 use super::{Cells, Job, Mode, Panel, held, product};
-use crate::kernel::{
-    ActivationScale, CodeForm, Expand, Kernels, PanelCodes, TileI8,
-    tiles::{LANES, Tiles},
+use crate::{
+    fit::ROUND,
+    kernel::{
+        ActivationScale, CodeForm, Expand, Kernels, PanelCodes, TileI8,
+        tiles::{LANES, Tiles},
+    },
 };
 
 /// x · Wᵀ: `x` is `[tokens, cols]`, the result `[tokens, rows]`.
@@ -69,9 +72,10 @@ impl Bytes<'_> {
         match self.scale {
             ActivationScale::Dynamic => (self.kernels.quantize)(x, out),
             ActivationScale::Static(step) => {
-                let finite = x.iter().all(|x| x.is_finite());
+                let finite = x.iter().fold(true, |finite, x| finite & x.is_finite());
                 for (out, x) in out.iter_mut().zip(x) {
-                    *out = (x / step).round_ties_even().clamp(-127.0, 127.0) as i8;
+                    // Within ±127, so that the low byte is the nearest integer, half to even.
+                    *out = (((x / step).clamp(-127.0, 127.0) + ROUND).to_bits() as u8).cast_signed();
                 }
                 if finite { step } else { f32::NAN }
             }
