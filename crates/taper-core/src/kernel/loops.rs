@@ -18,6 +18,14 @@ use super::vector::Vector;
 /// Rows that are multiplied side by side: four streams from memory.
 pub(super) const ROWS: usize = 4;
 
+/// Whether one token takes rows one after another: rows of less than a page, which the machine foresees as one stream, while
+/// four within a page confuse it.
+#[inline(always)]
+pub(super) fn in_turn<T>(cols: usize, tokens: usize) -> bool {
+    const PAGE: usize = 4096;
+    tokens == 1 && cols * size_of::<T>() < PAGE
+}
+
 /// Columns that a panel asks for ahead of those it turns over.
 const AHEAD: usize = 128;
 
@@ -91,7 +99,8 @@ pub(super) unsafe fn rows<V: Vector, T: Stored>(w: &[T], cols: usize, x: &[f32],
     for (x, out) in x.chunks(V::FEW * cols).zip(out.chunks_mut(V::FEW * count)) {
         // SAFETY: the caller's promise.
         unsafe {
-            match (count == ROWS, x.len() / cols) {
+            let tokens = x.len() / cols;
+            match (count == ROWS && !in_turn::<T>(cols, tokens), tokens) {
                 (true, 4) => rows_of::<V, T, ROWS, 4>(w, cols, x, out),
                 (true, 3) => rows_of::<V, T, ROWS, 3>(w, cols, x, out),
                 (true, 2) => rows_of::<V, T, ROWS, 2>(w, cols, x, out),

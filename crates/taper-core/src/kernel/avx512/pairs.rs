@@ -13,7 +13,7 @@ use std::arch::x86_64::{
 
 use super::transpose;
 use crate::kernel::{
-    loops::{ROWS, by_tokens, lanes_sum},
+    loops::{ROWS, by_tokens, in_turn, lanes_sum},
     table::Pairs,
 };
 
@@ -56,7 +56,8 @@ fn load(values: &[bf16]) -> __m512i {
 fn rows(w: &[bf16], cols: usize, x: &[bf16], out: &mut [f32]) {
     let count = w.len() / cols;
     for (x, out) in x.chunks(4 * cols).zip(out.chunks_mut(4 * count)) {
-        match (count == ROWS, x.len() / cols) {
+        let tokens = x.len() / cols;
+        match (count == ROWS && !in_turn::<bf16>(cols, tokens), tokens) {
             (true, 4) => rows_of::<ROWS, 4>(w, cols, x, out),
             (true, 3) => rows_of::<ROWS, 3>(w, cols, x, out),
             (true, 2) => rows_of::<ROWS, 2>(w, cols, x, out),
