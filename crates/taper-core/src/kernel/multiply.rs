@@ -50,7 +50,7 @@ pub enum Operand<'a> {
 
 /// How numbers are multiplied. Sums are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "lowercase")]
 pub enum Arithmetic {
     /// As they are.
     #[default]
