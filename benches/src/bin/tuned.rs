@@ -12,6 +12,7 @@
 use clap::Parser;
 use std::{error::Error, path::PathBuf, sync::Arc, time::Instant};
 use taper::{
+    core::kernel::Arithmetic,
     models::{
         calibration,
         eval::{Windows, divergence, perplexity},
@@ -50,6 +51,18 @@ struct Args {
     /// How far ranges stretch.
     #[arg(long, default_value_t = Schedule::default().stretch)]
     stretch: f32,
+    /// How much of the running gradient is kept.
+    #[arg(long, default_value_t = Schedule::default().momentum)]
+    momentum: f32,
+    /// How much of the loss is weighed by the Fisher information.
+    #[arg(long, default_value_t = Schedule::default().fisher)]
+    fisher: f32,
+    /// Products of a step in f32.
+    #[arg(long)]
+    f32: bool,
+    /// What batches are drawn with.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
     /// Calibration windows of 256 tokens.
     #[arg(long, default_value_t = 128)]
     windows: usize,
@@ -65,7 +78,18 @@ impl Args {
             scheme = scheme.asymmetric();
         }
         let (steps, travel, stretch) = (self.steps, self.travel, self.stretch);
-        let schedule = Schedule { steps, sequences: self.sequences, travel, stretch, ..Schedule::default() };
+        let arithmetic = if self.f32 { Arithmetic::F32 } else { Arithmetic::BF16 };
+        let (sequences, fisher, momentum) = (self.sequences, self.fisher, self.momentum);
+        let schedule = Schedule {
+            steps,
+            sequences,
+            travel,
+            stretch,
+            momentum,
+            fisher,
+            arithmetic,
+            ..Schedule::default()
+        };
         Ok(Tuned::new(scheme)?.with_schedule(schedule)?.on(Select::any(["*_proj.weight"])?))
     }
 
@@ -86,8 +110,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pass = args.pass()?;
     let calibration = calibration::on_windows(&text.clone().first(args.windows))?;
     let clock = Instant::now();
-    let (mut checkpoint, report) =
-        Pipeline::new().then(pass).run(original.clone(), &Run::new().with_calibration(&calibration))?;
+    let (mut checkpoint, report) = Pipeline::new()
+        .then(pass)
+        .run(original.clone(), &Run::new().with_calibration(&calibration).with_seed(args.seed))?;
     let seconds = clock.elapsed().as_secs_f64();
     for name in checkpoint.names() {
         let dense = checkpoint.get(&name)?.dense()?;

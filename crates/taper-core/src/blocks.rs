@@ -10,13 +10,16 @@
 //! differentiable as soon as its weights or its input are tracked. Block by block and as a whole, a model computes the same
 //! bits.
 //!
+//! A block may bring its own way back ([`Block::trace`]): a forward run in plain code that keeps what the gradients of its
+//! matrices need. Learning takes it where it is there, and candle's gradients where it is not.
+//!
 //! An [`Architecture`] that is a chain implements [`Blocks`] too. The trait names no model type, so
 //! that passes can hold any architecture as `Arc<dyn Blocks>` without knowing it.
 
 use candle_core::Tensor;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use crate::{Architecture, Checkpoint, Error, Result, WeightBuilder};
+use crate::{Architecture, Checkpoint, Error, Result, WeightBuilder, kernel::Arithmetic};
 
 /// What a model reads at once.
 #[derive(Debug, Clone)]
@@ -68,12 +71,46 @@ pub trait Entrance: Send + Sync {
 pub trait Block: Send + Sync {
     /// The hidden state after it.
     fn forward(&self, hidden: &Hidden) -> Result<Hidden>;
+
+    /// Runs forward and keeps what is needed to go back; none where the block has no such code, or none for these weights or
+    /// this state. `arithmetic` is that of its products.
+    fn trace(&self, _hidden: &Hidden, _arithmetic: Arithmetic) -> Result<Option<Box<dyn Trace + '_>>> {
+        Ok(None)
+    }
+}
+
+/// Gradients of matrices by name, row-major.
+pub type Gradients = BTreeMap<String, Vec<f32>>;
+
+/// A forward run that can be taken back.
+pub trait Trace {
+    /// The hidden state after the block, row-major.
+    fn output(&self) -> &[f32];
+
+    /// Adds the gradients of those matrices that `sums` has, of a loss whose gradient at the output is `gradient`.
+    ///
+    /// Errors where lengths do not fit.
+    fn back(self: Box<Self>, gradient: &[f32], sums: &mut Gradients) -> Result<()>;
 }
 
 /// What comes after the last block.
 pub trait Exit: Send + Sync {
     /// The model's output: f32 logits `[batch, len, vocabulary]` of a language model, token vectors of an encoder.
     fn forward(&self, hidden: &Hidden) -> Result<Tensor>;
+
+    /// What the output is.
+    fn output(&self) -> Output {
+        Output::Vectors
+    }
+}
+
+/// What a model's output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Logits of a distribution, along the last dimension.
+    Logits,
+    /// Numbers that mean themselves.
+    Vectors,
 }
 
 /// A model as a chain of blocks, whose parts are built one at a time over a checkpoint's weights.

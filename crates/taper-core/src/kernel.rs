@@ -24,6 +24,7 @@ pub mod dense;
 pub mod gram;
 pub mod isa;
 pub mod lent;
+pub mod multiply;
 pub mod sheet;
 pub mod threads;
 
@@ -45,4 +46,5 @@ mod conform;
 pub use dense::{Values, product};
 pub use gram::gram;
 pub use isa::{Features, ISA_VARIABLE, Isa, available, features, force, isa, requested};
+pub use multiply::{Arithmetic, Operand, Sizes, multiply};
 pub use threads::Threads;

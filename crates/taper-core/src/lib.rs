@@ -23,7 +23,7 @@ pub mod store;
 pub mod verify;
 pub mod weight;
 
-pub use blocks::{Batch, Block, Blocks, Entrance, Exit, Hidden};
+pub use blocks::{Batch, Block, Blocks, Entrance, Exit, Gradients, Hidden, Trace};
 pub use build::{Architecture, WeightBuilder};
 pub use calibrate::Calibration;
 pub use checkpoint::{Checkpoint, WeightInfo};

@@ -217,6 +217,12 @@ pub trait Pass: Send + Sync + fmt::Debug {
     /// afterwards are reported as done.
     fn run(&self, checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint>;
 
+    /// The checkpoint for a dry run: weights of the same encodings, shapes and sizes as those that [`Pass::run`] gives, whatever
+    /// their values are. For passes that work long; others just run.
+    fn rehearse(&self, checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint> {
+        self.run(checkpoint, context)
+    }
+
     /// What it does to the coordinates of inputs. After a pass that changes them, a pass that needs statistics is refused
     /// unless they are gathered anew.
     fn coordinates(&self) -> Coordinates {

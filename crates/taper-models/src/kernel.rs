@@ -1,20 +1,22 @@
-//! Loops of transformers that candle has no fast form of, for inference in f32 on the CPU.
+//! Loops of transformers that candle has no fast form of, in f32 on the CPU: for inference, and for learning in plain code.
 //!
 //! ```text
 //! attention.rs   softmax(q kᵀ / √d) v over a cache of its own, heads split and turned on the way
 //! gate.rs        act(g) ⊙ u, act(x)
+//! back.rs        norms and gates with their way back; attention/back.rs the same for attention
 //! smooth.rs      e^x and Φ(x) that compilers vectorise
 //! ```
 //!
 //! All of it is plain code in fixed lanes and a fixed order, compiled again for wider registers and chosen at run time: every
 //! machine and any number of threads give the same bits. `unsafe` is only the calls of what was detected.
 //!
-//! Nothing here knows gradients: [`plain`] says whether a tensor may be used, and callers keep candle's differentiable
+//! Nothing here knows candle's gradients: [`plain`] says whether a tensor may be used, and callers keep candle's differentiable
 //! forms beside.
 
 #![allow(unsafe_code)]
 
 pub(crate) mod attention;
+pub(crate) mod back;
 pub(crate) mod gate;
 mod smooth;
 

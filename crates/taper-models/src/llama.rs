@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`LlamaConfig`] reads the config and is the [`Architecture`]; `layer.rs` has a layer, `rope.rs` the positions,
-//! `cache.rs` the keys and values seen, `couplings.rs` what may be cut, `blocks.rs` the model a layer at a time. The stages ([`Llama::embed`], [`Llama::layer`],
+//! `cache.rs` the keys and values seen, `couplings.rs` what may be cut, `blocks.rs` the model a layer at a time, `trace.rs` a layer's way back. The stages ([`Llama::embed`], [`Llama::layer`],
 //! [`Llama::logits`]) are public, so that calibration and distillation can walk the model layer by layer.
 
 mod blocks;
@@ -16,6 +16,7 @@ mod couplings;
 pub mod gguf;
 mod layer;
 mod rope;
+mod trace;
 
 pub use cache::{Cache, CacheFormat};
 pub use config::{LayerKind, LlamaConfig, LlamaFamily, Reach};

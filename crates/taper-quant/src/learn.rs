@@ -46,6 +46,8 @@ pub struct Rounding {
     weights: Vec<f32>,
     grids: Vec<Grid>,
     learned: Learned,
+    /// The running gradient of each weight.
+    pulls: Vec<f32>,
     steps: i32,
 }
 
@@ -54,8 +56,15 @@ pub struct Rounding {
 pub struct Learned {
     /// v, one per weight.
     offsets: Vec<f32>,
-    /// a, one per group, and the running mean of its squared gradient.
-    ranges: Vec<(f32, f32)>,
+    /// One per group.
+    ranges: Vec<Range>,
+}
+
+/// a of a group, and the running mean of its squared gradient.
+#[derive(Debug, Clone, Copy, Default)]
+struct Range {
+    a: f32,
+    square: f32,
 }
 
 /// How far one step goes.
@@ -65,6 +74,8 @@ pub struct Rate {
     pub offset: f32,
     /// Of a, as a share of the range.
     pub range: f32,
+    /// How much of the running gradient is kept at each step, from 0 to below 1: batches are small and signs do not average.
+    pub momentum: f32,
 }
 
 impl Rounding {
@@ -91,9 +102,11 @@ impl Rounding {
         let zero = |g: usize| seed.zeros.as_ref().and_then(|z| z.get(g)).map_or(0, |&z| i32::from(z));
         let grids: Vec<Grid> =
             seed.scales.iter().enumerate().map(|(g, &scale)| Grid { scale, zero: zero(g) }).collect();
-        let learned = Learned { offsets: vec![0.0; weights.len()], ranges: vec![(0.0, 0.0); grids.len()] };
+        let learned =
+            Learned { offsets: vec![0.0; weights.len()], ranges: vec![Range::default(); grids.len()] };
+        let pulls = vec![0.0; weights.len()];
         let span = scheme.granularity.span(cols).min(cols.max(1));
-        Ok(Self { scheme: *scheme, shape: shape.to_vec(), span, weights, grids, learned, steps: 0 })
+        Ok(Self { scheme: *scheme, shape: shape.to_vec(), span, weights, grids, learned, pulls, steps: 0 })
     }
 
     /// The logical shape.
@@ -128,20 +141,19 @@ impl Rounding {
         self.steps += 1;
         let (cols, groups, warm) = (columns(&self.shape), self.groups(), 1.0 - MEMORY.powi(self.steps));
         let mut learned = std::mem::replace(&mut self.learned, Learned { offsets: vec![], ranges: vec![] });
+        let mut pulls = std::mem::take(&mut self.pulls);
         let rows = learned.offsets.par_chunks_mut(cols).zip(learned.ranges.par_chunks_mut(groups));
-        rows.enumerate().for_each(|(row, (offsets, ranges))| {
-            for (g, (offsets, range)) in offsets.chunks_mut(self.span).zip(ranges).enumerate() {
-                let lane = Lane::of(self.grids[row * groups + g], range.0, &self.scheme);
+        rows.zip(pulls.par_chunks_mut(cols)).enumerate().for_each(|(row, ((offsets, ranges), pulls))| {
+            let parts = offsets.chunks_mut(self.span).zip(pulls.chunks_mut(self.span)).zip(ranges);
+            for (g, ((offsets, pulls), range)) in parts.enumerate() {
+                let lane = Lane::of(self.grids[row * groups + g], range.a, &self.scheme);
                 let at = row * cols + g * self.span;
                 let (w, dw) = (&self.weights[at..at + offsets.len()], &gradient[at..at + offsets.len()]);
-                let slope = lane.pull(w, dw, offsets, rate.offset) * lane.scale;
-                range.1 = MEMORY * range.1 + (1.0 - MEMORY) * slope * slope;
-                let size = (range.1 / warm).sqrt();
-                if size > 0.0 {
-                    range.0 = (range.0 - rate.range * slope / size).clamp(-REACH, REACH);
-                }
+                pulls.iter_mut().zip(dw).for_each(|(pull, dw)| *pull = rate.momentum * *pull + dw);
+                range.follow(lane.pull(w, pulls, offsets, rate.offset) * lane.scale, warm, rate.range);
             }
         });
+        self.pulls = pulls;
         self.learned = learned;
     }
 
@@ -212,8 +224,19 @@ impl Rounding {
     /// Group `g` of a row as it is now, and where its weights begin.
     fn lane(&self, row: usize, g: usize) -> (Lane, usize) {
         let index = row * self.groups() + g;
-        let lane = Lane::of(self.grids[index], self.learned.ranges[index].0, &self.scheme);
+        let lane = Lane::of(self.grids[index], self.learned.ranges[index].a, &self.scheme);
         (lane, row * columns(&self.shape) + g * self.span)
+    }
+}
+
+impl Range {
+    /// A step against a slope, over its running size.
+    fn follow(&mut self, slope: f32, warm: f32, rate: f32) {
+        self.square = MEMORY * self.square + (1.0 - MEMORY) * slope * slope;
+        let size = (self.square / warm).sqrt();
+        if size > 0.0 {
+            self.a = (self.a - rate * slope / size).clamp(-REACH, REACH);
+        }
     }
 }
 
@@ -278,7 +301,7 @@ mod tests {
         let mut rounding = Rounding::new(matrix(6 * 24), &[6, 24], scheme, None).unwrap();
         for i in 0..9 {
             let gradient: Vec<f32> = (0..144).map(|j| ((i * 31 + j * 17) as f32).cos()).collect();
-            rounding.step(&gradient, Rate { offset: 0.05, range: 0.02 });
+            rounding.step(&gradient, Rate { offset: 0.05, range: 0.02, momentum: 0.5 });
         }
         rounding
     }
@@ -352,7 +375,7 @@ mod tests {
             let residual = dot(&rounding.values()) - dot(&w);
             let gradient: Vec<f32> = x.iter().map(|x| 2.0 * residual * x).collect();
             let rate = 0.02 * (1.0 - i as f32 / 40.0);
-            rounding.step(&gradient, Rate { offset: rate, range: rate / 4.0 });
+            rounding.step(&gradient, Rate { offset: rate, range: rate / 4.0, momentum: 0.0 });
         }
         assert!(error(&rounding) < 0.5 * before, "{} from {before}", error(&rounding));
     }
@@ -362,7 +385,7 @@ mod tests {
         let scheme = schemes()[0];
         let mut rounding = learned(&scheme);
         let (state, values) = (rounding.learned(), rounding.values());
-        rounding.step(&vec![1.0; 144], Rate { offset: 0.5, range: 0.1 });
+        rounding.step(&vec![1.0; 144], Rate { offset: 0.5, range: 0.1, momentum: 0.9 });
         assert_ne!(rounding.values(), values);
         rounding.restore(state);
         assert_eq!(rounding.values(), values);

@@ -156,6 +156,24 @@ fn without_calibration_it_is_refused_before_any_work() -> Tested {
 }
 
 #[test]
+fn a_dry_run_tells_every_byte_and_learns_nothing() -> Tested {
+    let bundle = Bundle::new()?;
+    let calibration = calibration(&bundle.open()?)?;
+    let pipeline = Pipeline::new().then(pass(int(3, 32)?, 2)?.on(Select::any(["*_proj.weight"])?));
+    let none = |event: &Event<'_>| {
+        assert!(!matches!(event, Event::Step { what: "steps of learned rounding", .. }), "it learns");
+        Flow::Continue
+    };
+    let run = Run::new().with_calibration(&calibration);
+    let told = pipeline.predict(bundle.open()?, &run.with_progress(&none))?;
+    pipeline.run_to(bundle.open()?, bundle.at("out"), &Run::new().with_calibration(&calibration))?;
+    for (file, size) in told.files {
+        assert_eq!(std::fs::metadata(bundle.at("out").join(&file))?.len(), size, "{file}");
+    }
+    Ok(())
+}
+
+#[test]
 fn encoded_weights_are_left_alone() -> Tested {
     let bundle = Bundle::new()?;
     let mut original = bundle.open()?;

@@ -31,6 +31,18 @@ impl RmsNorm {
         Self { weight, eps }
     }
 
+    /// γ.
+    #[must_use]
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// ε.
+    #[must_use]
+    pub fn eps(&self) -> f64 {
+        self.eps
+    }
+
     /// Normalises the last dimension.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let tracked = x.track_op() || self.weight.track_op();

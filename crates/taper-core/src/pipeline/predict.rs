@@ -3,11 +3,13 @@
 //! The same layout functions as the real run, fed with outlines: what the passes say of shapes alone, and where they
 //! cannot (a sparse weight's size depends on its zeros), the weight itself, computed and thrown away.
 
-use std::collections::BTreeSet;
+use serde_json::Value;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Pipeline, Run, memory, shelf::Shelf, stream};
 use crate::{
-    Checkpoint, Outline, Result, Stage,
+    Checkpoint, Context, Coordinates, Needs, Outline, Pass, Result, Stage,
+    pass::Weightwise,
     report::{Row, Totals},
     store::{
         layout::{self, FileWeight, Sharding},
@@ -37,7 +39,9 @@ pub(super) fn predict(pipeline: &Pipeline, input: Checkpoint, run: &Run<'_>) -> 
     let passes = &pipeline.passes;
     let (first, streamed) = passes.split_at(stream::whole_passes(passes));
     Pipeline::check_needs(first, run)?;
-    let memory::Ran { checkpoint, reports, .. } = memory::run(first, input.clone(), run, &Shelf::Memory)?;
+    let first: Vec<Arc<dyn Pass>> =
+        first.iter().map(|pass| Arc::new(Rehearsed(Arc::clone(pass))) as _).collect();
+    let memory::Ran { checkpoint, reports, .. } = memory::run(&first, input.clone(), run, &Shelf::Memory)?;
     let mut fate = Fate::default();
     reports.iter().flat_map(|report| &report.rows).for_each(|row| fate.note(row));
     let steps = stream::Steps::new(streamed, &checkpoint)?;
@@ -74,6 +78,40 @@ pub(super) fn predict(pipeline: &Pipeline, input: Checkpoint, run: &Run<'_>) -> 
         array_bytes: shards.iter().flatten().map(FileWeight::nbytes).sum(),
         computed,
     })
+}
+
+/// A pass that only shows what it would leave behind.
+#[derive(Debug)]
+struct Rehearsed(Arc<dyn Pass>);
+
+impl Pass for Rehearsed {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn stage(&self) -> Stage {
+        self.0.stage()
+    }
+
+    fn needs(&self) -> Needs {
+        self.0.needs()
+    }
+
+    fn settings(&self) -> Value {
+        self.0.settings()
+    }
+
+    fn run(&self, checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint> {
+        self.0.rehearse(checkpoint, context)
+    }
+
+    fn coordinates(&self) -> Coordinates {
+        self.0.coordinates()
+    }
+
+    fn weightwise(&self) -> Option<Weightwise<'_>> {
+        self.0.weightwise()
+    }
 }
 
 /// What would become of weights, as far as shapes tell.

@@ -10,6 +10,7 @@
 //! A query reads the keys that it may see and no others, so that a causal prompt costs half. Queries are dealt out in blocks
 //! of fixed size; each is summed by one thread in one order. Neighbours: [`packed`] is the same over eight or four bits.
 
+pub(crate) mod back;
 pub(crate) mod block;
 pub(crate) mod packed;
 

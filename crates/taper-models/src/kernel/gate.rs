@@ -15,10 +15,7 @@ const STRETCH: usize = 1 << 14;
 /// act(g) ⊙ u of equal shapes; `None` where one is not plain.
 pub(crate) fn gated(activation: Activation, g: &Tensor, u: &Tensor) -> Option<Result<Tensor>> {
     let mut out = values(g, <[f32]>::to_vec)?;
-    values(u, |u| {
-        let parts = out.par_chunks_mut(STRETCH).zip(u.par_chunks(STRETCH));
-        parts.for_each(|(out, u)| gate(activation, out, u));
-    })?;
+    values(u, |u| gate_in_place(activation, &mut out, u))?;
     Some(Tensor::from_vec(out, g.shape(), g.device()))
 }
 
@@ -27,6 +24,11 @@ pub(crate) fn activated(activation: Activation, x: &Tensor) -> Option<Result<Ten
     let mut out = values(x, <[f32]>::to_vec)?;
     out.par_chunks_mut(STRETCH).for_each(|out| activate(activation, out));
     Some(Tensor::from_vec(out, x.shape(), x.device()))
+}
+
+/// out ← act(out) ⊙ u
+pub(crate) fn gate_in_place(activation: Activation, out: &mut [f32], u: &[f32]) {
+    out.par_chunks_mut(STRETCH).zip(u.par_chunks(STRETCH)).for_each(|(out, u)| gate(activation, out, u));
 }
 
 widest! {

@@ -5,12 +5,13 @@
 
 use candle_core::{DType, Device, Tensor};
 use taper_core::{
-    Batch, Block, Blocks, Checkpoint, Entrance, Exit, Hidden, Result, WeightBuilder,
-    blocks::no_such_block,
+    Batch, Block, Blocks, Checkpoint, Entrance, Exit, Hidden, Result, Trace, WeightBuilder,
+    blocks::{Output, no_such_block},
+    kernel::Arithmetic,
     nn::{Embedding, Linear, RmsNorm, embedding, rms_norm},
 };
 
-use super::{LlamaConfig, Positions, head, layer::Layer, lookup};
+use super::{LlamaConfig, Positions, head, layer::Layer, lookup, trace::LayerTrace};
 
 impl Blocks for LlamaConfig {
     fn prefixes(&self, _: &Checkpoint) -> Result<Vec<String>> {
@@ -26,9 +27,11 @@ impl Blocks for LlamaConfig {
 
     fn block(&self, weights: &WeightBuilder, index: usize) -> Result<Box<dyn Block>> {
         let kind = *self.layers.get(index).ok_or_else(|| no_such_block(index, self.layers.len()))?;
+        let inside = weights.pp("model").pp("layers").pp(index);
         Ok(Box::new(OneLayer {
-            layer: Layer::new(self, kind, &weights.pp("model").pp("layers").pp(index))?,
+            layer: Layer::new(self, kind, &inside)?,
             positions: Positions::new(self, weights.device()),
+            prefix: inside.full_name(""),
         }))
     }
 
@@ -58,11 +61,19 @@ impl Entrance for Table {
 struct OneLayer {
     layer: Layer,
     positions: Positions,
+    /// What the names of its weights begin with, the dot included.
+    prefix: String,
 }
 
 impl Block for OneLayer {
     fn forward(&self, hidden: &Hidden) -> Result<Hidden> {
         Ok(hidden.with(self.layer.forward(&hidden.x, &self.positions.stretch(&hidden.x, 0)?, None)?))
+    }
+
+    fn trace(&self, hidden: &Hidden, arithmetic: Arithmetic) -> Result<Option<Box<dyn Trace + '_>>> {
+        let stretch = self.positions.stretch(&hidden.x, 0)?;
+        let trace = LayerTrace::forward(&self.layer, &self.prefix, &hidden.x, stretch, arithmetic)?;
+        Ok(trace.map(|trace| Box::new(trace) as _))
     }
 }
 
@@ -75,5 +86,9 @@ struct NormAndHead {
 impl Exit for NormAndHead {
     fn forward(&self, hidden: &Hidden) -> Result<Tensor> {
         Ok(self.head.forward(&self.norm.forward(&hidden.x)?)?.to_dtype(DType::F32)?)
+    }
+
+    fn output(&self) -> Output {
+        Output::Logits
     }
 }

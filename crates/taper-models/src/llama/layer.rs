@@ -27,7 +27,7 @@ use crate::{
 /// What all layers share while one stretch of tokens passes: positions, and masks where somebody asks for them.
 #[derive(Debug)]
 pub(super) struct Stretch {
-    rotation: Rotation,
+    pub(super) rotation: Rotation,
     start: usize,
     len: usize,
     device: Device,
@@ -71,10 +71,10 @@ fn causal_mask(start: usize, len: usize, window: usize, device: &Device) -> Resu
 /// One layer of the Llama family.
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
-    attention_norm: RmsNorm,
-    attention: Attention,
-    mlp_norm: RmsNorm,
-    mlp: Mlp,
+    pub(super) attention_norm: RmsNorm,
+    pub(super) attention: Attention,
+    pub(super) mlp_norm: RmsNorm,
+    pub(super) mlp: Mlp,
 }
 
 impl Layer {
@@ -102,15 +102,15 @@ impl Layer {
 }
 
 #[derive(Debug, Clone)]
-struct Attention {
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
-    qk_norm: Option<(RmsNorm, RmsNorm)>,
-    heads: usize,
-    groups: usize,
-    kind: LayerKind,
+pub(super) struct Attention {
+    pub(super) q: Linear,
+    pub(super) k: Linear,
+    pub(super) v: Linear,
+    pub(super) o: Linear,
+    pub(super) qk_norm: Option<(RmsNorm, RmsNorm)>,
+    pub(super) heads: usize,
+    pub(super) groups: usize,
+    pub(super) kind: LayerKind,
 }
 
 impl Attention {
@@ -190,11 +190,11 @@ fn each_head(norm: &RmsNorm, x: &Tensor, heads: usize) -> Result<Tensor> {
 }
 
 #[derive(Debug, Clone)]
-struct Mlp {
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-    activation: Activation,
+pub(super) struct Mlp {
+    pub(super) gate: Linear,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+    pub(super) activation: Activation,
 }
 
 impl Mlp {

@@ -3,7 +3,9 @@
 use candle_core::{DType, Device, Tensor, Var};
 use serde_json::json;
 use std::sync::Arc;
-use taper_core::{Batch, Block, Blocks, Checkpoint, Hidden, SharedWeight, WeightBuilder};
+use taper_core::{
+    Batch, Block, Blocks, Checkpoint, Gradients, Hidden, SharedWeight, WeightBuilder, kernel::Arithmetic,
+};
 use taper_models::{
     DsCnn,
     bert::Bert,
@@ -141,4 +143,50 @@ fn a_config_walks_like_the_families() {
     let checkpoint = tiny::llama(&tiny::llama_config(json!({})));
     let config = LlamaConfig::of(&checkpoint).unwrap();
     assert_eq!(config.prefixes(&checkpoint).unwrap(), Families.prefixes(&checkpoint).unwrap());
+}
+
+#[test]
+fn a_llama_layers_own_way_back_gives_candles_gradients() {
+    for changes in [
+        json!({}),
+        json!({"model_type": "mistral", "sliding_window": 4}),
+        json!({"attention_bias": true, "mlp_bias": true, "num_key_value_heads": 1}),
+        json!({"model_type": "smollm3", "no_rope_layers": [1, 0, 1], "tie_word_embeddings": false}),
+    ] {
+        let checkpoint = tiny::llama(&tiny::llama_config(changes.clone()));
+        let (training, vars) = trainable(&checkpoint, 1);
+        let plain = WeightBuilder::new(&checkpoint, DType::F32, &Device::Cpu);
+        let tracked = WeightBuilder::new(&training, DType::F32, &Device::Cpu);
+        let hidden = Families.entrance(&plain).unwrap().forward(&Batch::new(tiny::ids(3, 11, 61))).unwrap();
+        let (block, theirs) = (Families.block(&plain, 1).unwrap(), Families.block(&tracked, 1).unwrap());
+        let y = theirs.forward(&hidden).unwrap().x;
+        let g: Vec<f32> = (0..y.elem_count()).map(|i| (i as f32 * 0.37).sin()).collect();
+        let grads = (&y * Tensor::from_slice(&g, y.shape(), &Device::Cpu).unwrap()).unwrap();
+        let grads = grads.sum_all().unwrap().backward().unwrap();
+        for (arithmetic, bound) in [(Arithmetic::F32, 1e-5), (Arithmetic::BF16, 2e-2)] {
+            let trace = block.trace(&hidden, arithmetic).unwrap().expect("a layer of this kind");
+            let ours = Tensor::from_slice(trace.output(), y.shape(), &Device::Cpu).unwrap();
+            assert!(tiny::distance(&ours, &y) < bound, "{changes} {arithmetic:?}");
+            let matrices = vars.iter().filter(|(_, var)| var.rank() == 2);
+            let zeros = |(name, var): &(String, Var)| (name.clone(), vec![0f32; var.elem_count()]);
+            let mut sums: Gradients = matrices.clone().map(zeros).collect();
+            trace.back(&g, &mut sums).unwrap();
+            for (name, var) in matrices {
+                let ours = Tensor::from_slice(&sums[name], var.shape(), &Device::Cpu).unwrap();
+                let off = tiny::distance(&ours, grads.get(var).unwrap());
+                assert!(off < bound, "{changes} {arithmetic:?} {name}: {off}");
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_of_other_kinds_leave_the_way_back_to_candle() {
+    for changes in [json!({"model_type": "qwen3", "head_dim": 16}), json!({"hidden_act": "gelu"})] {
+        let checkpoint = tiny::llama(&tiny::llama_config(changes.clone()));
+        let plain = WeightBuilder::new(&checkpoint, DType::F32, &Device::Cpu);
+        let hidden = Families.entrance(&plain).unwrap().forward(&Batch::new(tiny::ids(1, 5, 61))).unwrap();
+        let block = Families.block(&plain, 0).unwrap();
+        assert!(block.trace(&hidden, Arithmetic::F32).unwrap().is_none(), "{changes}");
+    }
 }

@@ -3,29 +3,38 @@
 //! ```text
 //! y = block(x)                                the original weights on the original hidden states: the target
 //! ŷ = block̂(x̂)                               quantized weights on what the quantized blocks before made of them
-//! minimise ‖ŷ − y‖²    over v, a of every matrix of the block:  v ← v − η sign(∂/∂v),  η falling to 0
+//! minimise Σ rᵀ M r, r = ŷ − y    over v, a of every matrix of the block:  v ← v − η sign(m),  η falling to 0
 //! ```
 //!
-//! SignRound (Cheng et al., arXiv 2309.05516), as AutoRound has it, with three differences: learning starts from scales
-//! searched for the inputs that the block really gets (errors weighted by E\[x²\], signed scales); ranges move by their
-//! gradient over its running size, on the scale that is stored; and some batches are kept aside, so that a block whose
-//! learned rounding is not better on text that it has not learned from goes back to where it started.
+//! SignRound (Cheng et al., arXiv 2309.05516), as AutoRound has it, with these differences: learning starts from scales
+//! searched for the block's inputs (errors weighted by E\[x²\], signed scales); m is a running gradient, because signs of
+//! small batches do not average; ranges move by their gradient over its running size, on the scale that is stored; M weighs
+//! errors by what the rest of the model makes of them; and some sequences are kept aside, so that a block whose learned
+//! rounding is not better on text that it has not learned from goes back to where it started.
 //!
 //! One block is held at a time, with the hidden states of all sequences before and after quantization; time is linear in the
-//! number of blocks. A finished block goes to the run's shelf, so that a cancelled or killed run goes on after it.
-//! Neighbours: [`crate::learn`] has the arithmetic, `tuned/block.rs` teaches one block, `tuned/streams.rs` keeps hidden
-//! states, [`super::TunedSettings`] is how recipes spell it, [`taper_core::Blocks`] is how any architecture is walked.
+//! number of blocks. M is found beforehand for all blocks, a matrix of the hidden state's width each; with `fisher = 0` there
+//! is none. A finished block goes to the run's shelf, so that a cancelled or killed run goes on after it.
+//!
+//! Neighbours: [`crate::learn`] has the arithmetic, `tuned/block.rs` teaches one block, `tuned/way.rs` gets its gradients,
+//! `tuned/metric.rs` weighs errors, `tuned/streams.rs` keeps hidden states, [`super::TunedSettings`] is how recipes spell it,
+//! [`taper_core::Blocks`] is how any architecture is walked.
 
 mod block;
+mod metric;
 mod streams;
+mod way;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use taper_core::{Checkpoint, Context, Error, Needs, Pass, Result, Select, Stage, WeightInfo};
+use taper_core::{
+    Checkpoint, Context, Error, Needs, Pass, Result, Select, Stage, WeightInfo, kernel::Arithmetic,
+};
 
 use super::TunedSettings;
 use crate::scheme::{Granularity, Scheme};
 use block::Lesson;
+use metric::metrics;
 use streams::Streams;
 
 /// How long and how fast rounding is learned.
@@ -40,15 +49,31 @@ pub struct Schedule {
     pub travel: f32,
     /// The same of a range, as a share of itself.
     pub stretch: f32,
+    /// How much of the running gradient is kept at each step, from 0 to below 1.
+    pub momentum: f32,
     /// Of this many sequences one is kept aside to judge by.
     pub judge: usize,
+    /// φ, how much of a block's loss is weighed by what the rest of the model makes of an error, from 0 (not at all) to 1.
+    pub fisher: f32,
+    /// In what the products of a step are computed, where a block brings its own way back ([`taper_core::Block::trace`]).
+    pub arithmetic: Arithmetic,
 }
 
 impl Default for Schedule {
     /// Fifty steps of four sequences (of 256 tokens, say): an eighth of the tokens that AutoRound reads (200 steps of eight),
     /// and on a model of seven million parameters as close to the original: KL 0.068 at 2 bits, 0.0155 at 3.
     fn default() -> Self {
-        Self { steps: 50, sequences: 4, travel: 0.5, stretch: 0.125, judge: 16 }
+        let arithmetic = Arithmetic::BF16;
+        Self {
+            steps: 50,
+            sequences: 4,
+            travel: 0.5,
+            stretch: 0.125,
+            momentum: 0.0,
+            judge: 16,
+            fisher: 0.5,
+            arithmetic,
+        }
     }
 }
 
@@ -69,6 +94,12 @@ impl Schedule {
         if !(positive(self.travel) && self.stretch.is_finite() && self.stretch >= 0.0) {
             let value = format!("{}, `stretch` {}", self.travel, self.stretch);
             return refuse("travel", value, "a travel above 0 (0.5 is usual) and a stretch of at least 0");
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            return refuse("momentum", self.momentum.to_string(), "a share from 0 to below 1");
+        }
+        if !(0.0..=1.0).contains(&self.fisher) {
+            return refuse("fisher", self.fisher.to_string(), "a share from 0 to 1");
         }
         if self.judge < 2 {
             return refuse(
@@ -217,6 +248,18 @@ impl Pass for Tuned {
         settings
     }
 
+    /// Encodes what learning would start from.
+    fn rehearse(&self, mut checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint> {
+        let Some(calibration) = context.calibration() else {
+            return Err(Error::NeedsStats { pass: Self::KEY.into(), needs: self.needs() });
+        };
+        for name in self.plan(calibration.blocks().as_ref(), &checkpoint, context)?.into_iter().flatten() {
+            let start = block::start(&name, &checkpoint, &self.scheme, None)?;
+            checkpoint.insert(name.clone(), block::packed(&name, &start, &self.scheme)?);
+        }
+        Ok(checkpoint)
+    }
+
     fn run(&self, mut checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint> {
         let Some(calibration) = context.calibration() else {
             return Err(Error::NeedsStats { pass: Self::KEY.into(), needs: self.needs() });
@@ -233,8 +276,13 @@ impl Pass for Tuned {
             return Ok(checkpoint);
         }
         let mut streams = Streams::enter(calibration, &original)?;
+        let metrics = match self.schedule.fisher {
+            0.0 => Vec::new(),
+            share => metrics(calibration.blocks().as_ref(), &original, &streams, share, context.seed())?,
+        };
         for (index, names) in plan.iter().enumerate() {
-            let lesson = Lesson { pass: self, calibration, index, of: plan.len(), context };
+            let metric = metrics.get(index);
+            let lesson = Lesson { pass: self, calibration, index, of: plan.len(), context, metric };
             if index >= finished && !names.is_empty() {
                 lesson.teach(&original, &mut checkpoint, names, &mut streams)?;
             } else {

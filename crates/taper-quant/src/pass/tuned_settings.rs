@@ -10,6 +10,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
+use taper_core::kernel::Arithmetic;
+
 use super::{
     RoundNearest, RoundNearestSettings,
     round_nearest::Number,
@@ -48,15 +50,36 @@ pub struct TunedSettings {
     pub travel: f32,
     /// [`Schedule::stretch`].
     pub stretch: f32,
+    /// [`Schedule::momentum`].
+    pub momentum: f32,
     /// [`Schedule::judge`].
     pub judge: usize,
+    /// [`Schedule::fisher`].
+    pub fisher: f32,
+    /// [`Schedule::arithmetic`].
+    pub arithmetic: Arithmetic,
 }
 
 impl Default for TunedSettings {
     fn default() -> Self {
-        let Schedule { steps, sequences, travel, stretch, judge } = Schedule::default();
+        let Schedule { steps, sequences, travel, stretch, momentum, judge, fisher, arithmetic } =
+            Schedule::default();
         let (bits, group, granularity, symmetry, scales) = (None, None, None, None, None);
-        Self { bits, group, granularity, symmetry, scales, steps, sequences, travel, stretch, judge }
+        Self {
+            bits,
+            group,
+            granularity,
+            symmetry,
+            scales,
+            steps,
+            sequences,
+            travel,
+            stretch,
+            momentum,
+            judge,
+            fisher,
+            arithmetic,
+        }
     }
 }
 
@@ -88,8 +111,8 @@ impl TunedSettings {
     /// How long and how fast.
     #[must_use]
     pub fn schedule(&self) -> Schedule {
-        let Self { steps, sequences, travel, stretch, judge, .. } = *self;
-        Schedule { steps, sequences, travel, stretch, judge }
+        let Self { steps, sequences, travel, stretch, momentum, judge, fisher, arithmetic, .. } = *self;
+        Schedule { steps, sequences, travel, stretch, momentum, judge, fisher, arithmetic }
     }
 }
 
@@ -109,7 +132,7 @@ impl From<&Tuned> for TunedSettings {
             Granularity::Channel => (None, Some(Sharing::Channel)),
             Granularity::Tensor => (None, Some(Sharing::Tensor)),
         };
-        let Schedule { steps, sequences, travel, stretch, judge } = schedule;
+        let Schedule { steps, sequences, travel, stretch, momentum, judge, fisher, arithmetic } = schedule;
         Self {
             bits: Some(scheme.bits.into()),
             group,
@@ -120,7 +143,10 @@ impl From<&Tuned> for TunedSettings {
             sequences,
             travel,
             stretch,
+            momentum,
             judge,
+            fisher,
+            arithmetic,
         }
     }
 }
@@ -145,7 +171,7 @@ mod tests {
         for value in [
             json!({}),
             json!({ "bits": 2, "group": 64, "symmetry": "asymmetric", "steps": 7, "travel": 0.25 }),
-            json!({ "bits": 8, "granularity": "channel", "scales": "f32", "sequences": 1, "judge": 2 }),
+            json!({ "bits": 8, "granularity": "channel", "scales": "f32", "sequences": 1, "judge": 2, "fisher": 0.5, "arithmetic": "f32" }),
         ] {
             let settings = TunedSettings::from(&parse(value).unwrap());
             let again = TunedSettings::from(&parse(serde_json::to_value(settings).unwrap()).unwrap());
@@ -161,6 +187,8 @@ mod tests {
             (json!({ "steps": 0 }), "at least one of each"),
             (json!({ "travel": -1.0 }), "a travel above 0"),
             (json!({ "judge": 1 }), "at least 2"),
+            (json!({ "momentum": 1.0 }), "below 1"),
+            (json!({ "fisher": 1.5 }), "from 0 to 1"),
             (json!({ "bits": 9 }), "bits"),
         ] {
             let message = parse(value.clone()).unwrap_err();

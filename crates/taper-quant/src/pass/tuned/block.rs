@@ -5,23 +5,26 @@
 //!             learn from │ judge   loss before and after; the better state stays
 //! ```
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use std::{collections::BTreeMap, sync::Arc};
 use taper_core::{
-    Block, Calibration, Checkpoint, Context, Event, Hidden, Needs, Recorder, Result, SharedWeight,
+    Calibration, Checkpoint, Context, Event, Gradients, Needs, Recorder, Result, SharedWeight,
     weight::to_f32_vec,
 };
 
 use super::{
     Schedule, Tuned,
-    streams::{Streams, Task, builder},
+    metric::Metric,
+    streams::{Streams, builder},
     unit,
+    way::{Way, pulled, residual, values},
 };
 use crate::{
     Error, IntLayout,
     learn::{Learned, Rate, Rounding},
+    scheme::Scheme,
 };
 
 /// What is taught, and how.
@@ -31,19 +34,21 @@ pub(super) struct Lesson<'a> {
     pub(super) index: usize,
     pub(super) of: usize,
     pub(super) context: &'a Context<'a>,
+    /// What errors cost; all alike without one.
+    pub(super) metric: Option<&'a Metric>,
 }
 
-/// A matrix of the block: its rounding, and the tensor that the block reads.
+/// A matrix of the block and its rounding.
 struct Pupil {
     name: String,
     rounding: Rounding,
-    var: Var,
 }
 
 impl Pupil {
-    /// Shows the block what the rounding has become.
-    fn show(&self) -> Result<()> {
-        Ok(self.var.set(&Tensor::from_vec(self.rounding.values(), self.rounding.shape(), &Device::Cpu)?)?)
+    /// What the rounding has become, as a weight.
+    fn shown(&self) -> Result<SharedWeight> {
+        let values = self.rounding.values();
+        Ok(Arc::new(Tensor::from_vec(values, self.rounding.shape(), &Device::Cpu)?))
     }
 }
 
@@ -58,18 +63,16 @@ impl Lesson<'_> {
     ) -> Result<()> {
         let recorder = Recorder::new(Needs::InputNorms);
         let watched = builder(original).with_observer(recorder.clone());
-        let block = self.calibration.blocks().block(&watched, self.index)?;
+        let blocks = self.calibration.blocks();
+        streams.show(blocks.block(&watched, self.index)?.as_ref())?;
+        let block = blocks.block(&builder(original), self.index)?;
         streams.advance_dense(block.as_ref(), || self.tick(0))?;
         drop(block);
         let mut pupils = self.pupils(original, names, &recorder)?;
-        let mut taught = original.clone();
-        for pupil in &pupils {
-            taught.insert(pupil.name.clone(), Arc::new(pupil.var.as_tensor().clone()));
-        }
-        let block = self.calibration.blocks().block(&builder(&taught), self.index)?;
-        self.learn(block.as_ref(), &mut pupils, streams)?;
-        drop((block, taught));
-        let packed = pupils.iter().map(|pupil| Ok((pupil.name.clone(), self.packed(pupil)?)));
+        self.learn(original, &mut pupils, streams)?;
+        let packed = pupils
+            .iter()
+            .map(|pupil| Ok((pupil.name.clone(), packed(&pupil.name, &pupil.rounding, &self.pass.scheme)?)));
         let packed = packed.collect::<Result<BTreeMap<String, SharedWeight>>>()?;
         drop(pupils);
         self.context.finish(&unit(self.index), packed, checkpoint)?;
@@ -99,7 +102,8 @@ impl Lesson<'_> {
             stored.insert(name.clone(), Arc::new(checkpoint.get(name)?.dense()?));
         }
         let block = self.calibration.blocks().block(&builder(&stored), self.index)?;
-        streams.advance_seen(block.as_ref(), || self.tick(self.pass.schedule.steps))
+        let Schedule { arithmetic, steps, .. } = self.pass.schedule;
+        streams.advance_seen(block.as_ref(), arithmetic, || self.tick(steps))
     }
 
     /// Tells that `done` steps of this block are done.
@@ -109,38 +113,30 @@ impl Lesson<'_> {
         self.context.progress(&Event::Step { what: "steps of learned rounding", done, total })
     }
 
-    fn packed(&self, pupil: &Pupil) -> Result<SharedWeight> {
-        let shape = pupil.rounding.shape();
-        let standard = IntLayout::PackQuantized.holds(&pupil.name, shape, &self.pass.scheme);
-        let layout = if standard { IntLayout::PackQuantized } else { IntLayout::Taper };
-        Ok(Arc::new(pupil.rounding.packed(layout)?))
-    }
-
     fn pupils(&self, original: &Checkpoint, names: &[String], recorder: &Recorder) -> Result<Vec<Pupil>> {
-        let stats = recorder.stats()?;
+        let (stats, scheme) = (recorder.stats()?, &self.pass.scheme);
         let pupil = |name: &String| {
-            let weight = original.get(name)?;
             let importance = stats.get(name).map(taper_core::stats::InputStats::mean_squares);
-            let importance = importance.filter(|norms| norms.len() == weight.shape()[1]);
-            let values = to_f32_vec(weight.as_ref())?;
-            let rounding = Rounding::new(values, weight.shape(), &self.pass.scheme, importance.as_deref())
-                .map_err(|error| match error {
-                    Error::NotFinite { count, first } => {
-                        taper_core::Error::NotFinite { weight: name.clone(), count, first }
-                    }
-                    other => other.into(),
-                })?;
-            let var = Var::from_vec(rounding.values(), weight.shape(), &Device::Cpu)?;
-            Ok(Pupil { name: name.clone(), rounding, var })
+            let rounding = start(name, original, scheme, importance.as_deref())?;
+            Ok(Pupil { name: name.clone(), rounding })
         };
         names.iter().map(pupil).collect()
     }
 
+    /// The checkpoint with the block's matrices as they are now.
+    fn taught(&self, original: &Checkpoint, pupils: &[Pupil]) -> Result<Checkpoint> {
+        let mut taught = original.clone();
+        for pupil in pupils {
+            taught.insert(pupil.name.clone(), pupil.shown()?);
+        }
+        Ok(taught)
+    }
+
     /// The steps; at the end each matrix is in the state that is better on the sequences kept aside.
-    fn learn(&self, block: &dyn Block, pupils: &mut [Pupil], streams: &Streams) -> Result<()> {
+    fn learn(&self, original: &Checkpoint, pupils: &mut [Pupil], streams: &Streams) -> Result<()> {
         let schedule = self.pass.schedule;
         let (studied, kept) = split(streams.len(), schedule.judge);
-        let before = judged(block, &kept, schedule, streams)?;
+        let before = self.judged(&self.taught(original, pupils)?, &kept, streams)?;
         let start: Vec<Learned> = pupils.iter().map(|p| p.rounding.learned()).collect();
         // One stream of numbers per block, so that blocks do not depend on how many steps those before them took.
         let mut rng = ChaCha8Rng::seed_from_u64(self.context.seed() ^ self.index as u64);
@@ -154,81 +150,83 @@ impl Lesson<'_> {
                 }
                 chosen.extend(order.pop());
             }
-            let mut sums: Vec<Option<Tensor>> = vec![None; pupils.len()];
+            let zeros = |p: &Pupil| (p.name.clone(), vec![0f32; p.rounding.shape().iter().product()]);
+            let mut sums: Gradients = pupils.iter().map(zeros).collect();
+            let way =
+                Way::new(self.calibration.blocks().as_ref(), self.index, self.taught(original, pupils)?)?;
             for task in streams.tasks(&chosen)? {
-                accumulate(block, pupils, &task, &mut sums)?;
+                way.add_gradients(&task, self.metric, schedule.arithmetic, &mut sums)?;
             }
             self.step(step, pupils, &sums)?;
             self.tick(step + 1)?;
         }
-        let after = judged(block, &kept, schedule, streams)?;
+        let after = self.judged(&self.taught(original, pupils)?, &kept, streams)?;
         if after < before {
             return Ok(());
         }
         for (pupil, start) in pupils.iter_mut().zip(start) {
             pupil.rounding.restore(start);
-            pupil.show()?;
         }
         Ok(())
     }
 
-    fn step(&self, step: usize, pupils: &mut [Pupil], sums: &[Option<Tensor>]) -> Result<()> {
+    fn step(&self, step: usize, pupils: &mut [Pupil], sums: &Gradients) -> Result<()> {
         // A rate that falls linearly from 2 t / n to 0 over n steps travels t in all.
         let left = 1.0 - step as f32 / self.pass.schedule.steps as f32;
         let rate = |travel: f32| 2.0 * travel / self.pass.schedule.steps as f32 * left;
-        for (pupil, sum) in pupils.iter_mut().zip(sums) {
-            let Some(sum) = sum else { return Err(Error::NoGradient { weight: pupil.name.clone() }.into()) };
-            let gradient: Vec<f32> = sum.flatten_all()?.to_vec1()?;
+        for pupil in pupils {
+            let Some(gradient) = sums.get(&pupil.name) else {
+                return Err(Error::NoGradient { weight: pupil.name.clone() }.into());
+            };
             if gradient.iter().any(|g| !g.is_finite()) {
                 return Err(Error::GradientNotFinite { weight: pupil.name.clone(), step }.into());
             }
-            let rate =
-                Rate { offset: rate(self.pass.schedule.travel), range: rate(self.pass.schedule.stretch) };
-            pupil.rounding.step(&gradient, rate);
-            pupil.show()?;
+            let Schedule { travel, stretch, momentum, .. } = self.pass.schedule;
+            let rate = Rate { offset: rate(travel), range: rate(stretch), momentum };
+            pupil.rounding.step(gradient, rate);
         }
         Ok(())
     }
-}
 
-/// Adds the gradients of some sequences.
-fn accumulate(block: &dyn Block, pupils: &[Pupil], task: &Task, sums: &mut [Option<Tensor>]) -> Result<()> {
-    let y = block.forward(&task.input)?.x;
-    let residual = residual(&y.detach(), &task.target)?;
-    // Σ y · r has the gradient r with respect to y, which is half that of Σ (y − t)²; signs do not mind the half.
-    let grads = (y * residual)?.sum_all()?.backward()?;
-    for (pupil, sum) in pupils.iter().zip(sums) {
-        let Some(grad) = grads.get(&pupil.var) else {
-            return Err(Error::NoGradient { weight: pupil.name.clone() }.into());
-        };
-        *sum = Some(match sum.take() {
-            Some(sum) => (sum + grad)?,
-            None => grad.clone(),
-        });
+    /// Σ rᵀ M r over some sequences, in f64 and in order.
+    fn judged(&self, taught: &Checkpoint, sequences: &[usize], streams: &Streams) -> Result<f64> {
+        let block = self.calibration.blocks().block(&builder(taught), self.index)?;
+        let mut total = 0f64;
+        for some in sequences.chunks(self.pass.schedule.sequences) {
+            for task in streams.tasks(some)? {
+                let residual = residual(&values(&block.forward(&task.input)?.x)?, &task.target)?;
+                let pulled = pulled(&residual, self.metric);
+                total +=
+                    residual.iter().zip(&*pulled).map(|(&r, &p)| f64::from(r) * f64::from(p)).sum::<f64>();
+            }
+        }
+        Ok(total)
     }
-    Ok(())
 }
 
-/// y − target, 0 at padding.
-fn residual(y: &Tensor, target: &Hidden) -> Result<Tensor> {
-    let difference = (y - &target.x)?;
-    Ok(match &target.mask {
-        Some(mask) => difference.broadcast_mul(&mask.to_dtype(DType::F32)?.unsqueeze(2)?)?,
-        None => difference,
+/// The rounding that learning of a weight starts from; `importance` has a value per column, or does not fit and is left out.
+pub(super) fn start(
+    name: &str,
+    checkpoint: &Checkpoint,
+    scheme: &Scheme,
+    importance: Option<&[f32]>,
+) -> Result<Rounding> {
+    let weight = checkpoint.get(name)?;
+    let importance = importance.filter(|norms| norms.len() == weight.shape()[1]);
+    let start = Rounding::new(to_f32_vec(weight.as_ref())?, weight.shape(), scheme, importance);
+    start.map_err(|error| match error {
+        Error::NotFinite { count, first } => {
+            taper_core::Error::NotFinite { weight: name.to_owned(), count, first }
+        }
+        other => other.into(),
     })
 }
 
-/// Σ (ŷ − y)² over some sequences, in f64 and in order.
-fn judged(block: &dyn Block, sequences: &[usize], schedule: Schedule, streams: &Streams) -> Result<f64> {
-    let mut total = 0f64;
-    for some in sequences.chunks(schedule.sequences) {
-        for task in streams.tasks(some)? {
-            let y = block.forward(&task.input)?.x.detach();
-            let residual: Vec<f32> = residual(&y, &task.target)?.flatten_all()?.to_vec1()?;
-            total += residual.iter().map(|&r| f64::from(r) * f64::from(r)).sum::<f64>();
-        }
-    }
-    Ok(total)
+/// A rounding as it is stored: in the standard's layout where that holds it.
+pub(super) fn packed(name: &str, rounding: &Rounding, scheme: &Scheme) -> Result<SharedWeight> {
+    let standard = IntLayout::PackQuantized.holds(name, rounding.shape(), scheme);
+    let layout = if standard { IntLayout::PackQuantized } else { IntLayout::Taper };
+    Ok(Arc::new(rounding.packed(layout)?))
 }
 
 /// Which sequences are learned from, and which are kept aside: every `judge`-th and, where there are fewer, the last. A
