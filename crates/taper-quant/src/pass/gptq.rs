@@ -297,7 +297,7 @@ impl<'v> Work<'v> {
 }
 
 /// The cross Gram matrix of a layer with `d` inputs.
-fn cross(cross: Option<&[f64]>, d: usize) -> crate::Result<&[f64]> {
+pub(super) fn cross(cross: Option<&[f64]>, d: usize) -> crate::Result<&[f64]> {
     match cross {
         None => Err(Error::Conflict {
             option: ASYMMETRIC,
