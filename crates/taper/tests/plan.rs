@@ -98,6 +98,28 @@ fn a_plan_is_a_recipe_that_gives_what_it_predicts() -> Tested {
     Ok(())
 }
 
+#[test]
+fn formats_that_make_up_for_the_layers_before_keep_predictions_too() -> Tested {
+    let mut recipe = "[budget]\nselect = 'model.layers.*'\nbits = 3.5\njudged = 4\n".to_owned();
+    for format in ["'trellis'\nbits = 2.0", "'trellis'\nbits = 3.5", "'gptq'\nbits = 5\ngroup = 64"] {
+        recipe += &format!("[[candidate]]\nname = {format}\nasymmetric-calibration = 1.0\n");
+    }
+    let budgeted = Recipe::parse(&recipe)?;
+    let budgeted = budgeted.budgeted().ok_or("no budget")?;
+    assert_eq!((budgeted.budget, budgeted.judged), (Some(Budget::Bits(3.5)), Some(4)));
+    let planned = planned(&recipe)?;
+    let plan = planned.surveyed.plan(Budget::Bits(3.5))?;
+    let expected = plan.expected();
+    let run = Run::new().with_calibration(&planned.calibration);
+    let (compressed, report) = plan.pipeline()?.run(planned.bundle.open()?, &run)?;
+    assert_eq!(report.output.bytes, expected.total_bytes);
+    let measured = planned.judge.judge(&compressed)?.mean_kl;
+    let ratio = expected.divergence / measured;
+    assert!((0.75..1.25).contains(&ratio), "{} {measured}", expected.divergence);
+    assert!(measured < hull(&planned.surveyed.survey().uniform, expected.bits_per_weight), "{measured}");
+    Ok(())
+}
+
 /// The least that any mixture of two formats would give at `bits`, if divergence mixed in proportion.
 fn hull(uniform: &[taper::quant::allocate::survey::Uniform], bits: f64) -> f64 {
     let points: Vec<(f64, f64)> = uniform.iter().map(|u| (u.bits_per_weight(), u.divergence)).collect();
