@@ -68,12 +68,16 @@ shipped!(
     "search-int3-g128",
     "search-int4-g128",
     "search-int4-g32",
+    "smoothquant-w8a8",
+    "smoothquant-w8a8-dynamic",
     "structured-25",
     "tuned-int2-g64",
     "tuned-int3-g128",
     "tuned-int4-g128",
     "tuned-int4-g32",
     "two-of-four-int4",
+    "w8a8",
+    "w8a8-dynamic",
 );
 
 /// The recipe of a name.
