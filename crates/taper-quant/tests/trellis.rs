@@ -205,7 +205,7 @@ fn asymmetric_calibration_gives_what_the_original_gave_where_plain_feedback_cann
         }
         sum
     };
-    let plain = Trellis::new(3.0).unwrap();
+    let plain = Trellis::new(4.0).unwrap();
     let fed = distance(&passed(plain, &values, [rows, d], &stats).unwrap());
     let whole = plain.asymmetric_calibration(1.0).unwrap();
     let (whole, none) = (distance(&passed(whole, &values, [rows, d], &stats).unwrap()), distance(&values));
