@@ -111,7 +111,8 @@ fn entries() -> Fallible<Vec<Entry>> {
         add(format!("search-{width}"), Some(step("round-nearest", options)))?;
         let weighted = format!("{options}\nweighting = 'input-norms'");
         add(format!("weighted-search-{width}"), Some(step("round-nearest", &weighted)))?;
-        add(format!("hqq-{width}"), None)?;
+        let hqq = format!("{options}\nsymmetry = 'asymmetric'\nfit = 'hqq'");
+        add(format!("hqq-{width}"), Some(step("round-nearest", &hqq)))?;
         add(format!("awq-{width}"), None)?;
         let natural = format!("{options}\norder = 'natural'");
         add(format!("gptq-natural-order-{width}"), Some(step("gptq", &natural)))?;
@@ -133,16 +134,17 @@ fn entries() -> Fallible<Vec<Entry>> {
     Ok(entries)
 }
 
-impl Grid {
-    /// The passes of a recipe; where it leaves formats to a budget, those of a plan.
-    fn pipeline(&self, recipe: &Recipe, original: &Checkpoint, run: &Run<'_>) -> Fallible<Pipeline> {
-        let Some(budgeted) = recipe.budgeted() else { return Ok(recipe.pipeline()) };
-        let budget = budgeted.budget.ok_or("a recipe with a budget must say how many bits")?;
-        let text = std::fs::read_to_string(&self.calibration)?;
-        let judge = OnText::after(original, &text, self.window, self.windows, budgeted.judged)?
-            .ok_or("the calibration text has no windows left to judge on")?;
-        Ok(Surveyed::new(budgeted, original, run, &judge, &Silent)?.plan(budget)?.pipeline()?)
-    }
+/// The passes of a recipe; where it leaves formats to a budget, those of a plan that `judge` helps to make.
+pub(crate) fn pipeline(
+    recipe: &Recipe,
+    original: &Checkpoint,
+    run: &Run<'_>,
+    judge: impl FnOnce(Option<usize>) -> Fallible<OnText>,
+) -> Fallible<Pipeline> {
+    let Some(budgeted) = recipe.budgeted() else { return Ok(recipe.pipeline()) };
+    let budget = budgeted.budget.ok_or("a recipe with a budget must say how many bits")?;
+    let judge = judge(budgeted.judged)?;
+    Ok(Surveyed::new(budgeted, original, run, &judge, &Silent)?.plan(budget)?.pipeline()?)
 }
 
 /// The encoded weights decoded, so that judging is quick, and their bits per weight.
@@ -187,7 +189,11 @@ pub(crate) fn run(args: &Grid, json: bool) -> Fallible<()> {
     for entry in Entry::asked(&args.recipe, &args.only)? {
         let run = Run::new().with_calibration(&calibration);
         let clock = Instant::now();
-        let pipeline = args.pipeline(&entry.recipe, &original, &run)?;
+        let judge = |count| {
+            OnText::after(&original, &text, args.window, args.windows, count)?
+                .ok_or_else(|| "the calibration text has no windows left to judge on".into())
+        };
+        let pipeline = pipeline(&entry.recipe, &original, &run, judge)?;
         let (mut compressed, _) = pipeline.run(original.clone(), &run)?;
         let seconds = clock.elapsed().as_secs_f64();
         let bits = decoded(&mut compressed)?;

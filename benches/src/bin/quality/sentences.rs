@@ -14,7 +14,7 @@ use taper::{
 };
 
 use crate::{
-    grid::{Entry, decoded},
+    grid::{Entry, decoded, pipeline},
     table::Table,
 };
 
@@ -66,8 +66,16 @@ pub(crate) fn run(args: &Sentences, json: bool) -> Result<(), Box<dyn Error>> {
         let clock = Instant::now();
         let run = Run::new().with_calibration(&calibration);
         // A method that knows no such model says why, and the table goes on.
-        let mut compressed = match entry.recipe.pipeline().run(original.clone(), &run) {
-            Ok((compressed, _)) => compressed,
+        let compressed = || -> Result<Checkpoint, Box<dyn Error>> {
+            let judge = |count| {
+                OnText::after(&original, &text, 1, args.sentences, count)?
+                    .ok_or_else(|| "no sentences are left to judge on".into())
+            };
+            let pipeline = pipeline(&entry.recipe, &original, &run, judge)?;
+            Ok(pipeline.run(original.clone(), &run)?.0)
+        };
+        let mut compressed = match compressed() {
+            Ok(compressed) => compressed,
             Err(error) => {
                 eprintln!("{}: {error}", entry.name);
                 continue;
