@@ -2,7 +2,7 @@
 
 use clap::{ArgGroup, Parser, Subcommand, value_parser};
 use std::{num::NonZeroUsize, path::PathBuf};
-use taper::models::llama::CacheFormat;
+use taper::{models::llama::CacheFormat, quant::Arithmetic};
 
 /// Makes models smaller: quantization and pruning of model directories, and how good the result is.
 #[derive(Debug, Parser)]
@@ -145,6 +145,27 @@ impl From<KvCache> for CacheFormat {
     }
 }
 
+/// With what numbers packed weights are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Numbers {
+    /// Inputs as they are.
+    Exact,
+    /// Inputs rounded to bf16.
+    Bf16,
+    /// Inputs rounded to eight bits, by the scale that the file states or else one per token and group.
+    Int8,
+}
+
+impl From<Numbers> for Arithmetic {
+    fn from(numbers: Numbers) -> Self {
+        match numbers {
+            Numbers::Exact => Self::Exact,
+            Numbers::Bf16 => Self::Bf16,
+            Numbers::Int8 => Self::Int8,
+        }
+    }
+}
+
 /// What statistics are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Mode {
@@ -273,6 +294,11 @@ pub(crate) struct Eval {
     /// Read the text through a cache of keys and values in this format, as generating does; without one where absent.
     #[arg(long, value_enum, value_name = "FORMAT", requires = "text")]
     pub(crate) kv_cache: Option<KvCache>,
+
+    /// Multiply packed weights with these numbers; where absent as the files say, which is exact unless they round inputs
+    /// (W8A8).
+    #[arg(long, value_enum, value_name = "NUMBERS")]
+    pub(crate) arithmetic: Option<Numbers>,
 
     /// Mean KL divergence from this original, and how often both find the same token likeliest.
     #[arg(long, value_name = "DIR", requires = "text")]

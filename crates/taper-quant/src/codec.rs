@@ -17,6 +17,7 @@
 pub mod bitsandbytes_int8;
 pub mod bitsandbytes_nf4;
 pub mod compressed_tensors;
+mod computing;
 pub mod int_quantized;
 pub mod integer;
 pub mod pack_quantized;
@@ -33,8 +34,13 @@ pub use trellis::TaperTrellis;
 
 pub(crate) use integer::to_parts as int_parts;
 
+use computing::Computing;
+
 use safetensors::Dtype;
+use std::sync::Arc;
 use taper_core::{Codecs, Part, Parts, Result, weight::checked_elements};
+
+use crate::{kernel::Arithmetic, layout::IntLayout};
 
 /// All codecs of this crate.
 #[must_use]
@@ -46,6 +52,38 @@ pub fn codecs() -> Codecs {
         .with(BitsAndBytesInt8)
         .with(TaperInt)
         .with(TaperTrellis)
+}
+
+/// All codecs of this crate, whose weights are multiplied with this arithmetic, whatever they say themselves.
+///
+/// Trellis codes know exact products only.
+#[must_use]
+pub fn codecs_with(arithmetic: Arithmetic) -> Codecs {
+    macro_rules! integers {
+        ($codec:expr, $layout:ident) => {
+            Computing {
+                codec: $codec,
+                arithmetic,
+                read: |weight, parts, arithmetic| {
+                    let read = integer::read(weight, parts, IntLayout::$layout)?;
+                    Ok(Arc::new(read.with_arithmetic(arithmetic)))
+                },
+            }
+        };
+    }
+    let nf4 = Computing {
+        codec: BitsAndBytesNf4,
+        arithmetic,
+        read: |weight, parts, arithmetic| {
+            Ok(Arc::new(bitsandbytes_nf4::read(weight, parts)?.with_arithmetic(arithmetic)))
+        },
+    };
+    codecs()
+        .with(integers!(PackQuantized, PackQuantized))
+        .with(integers!(IntQuantized, IntQuantized))
+        .with(integers!(BitsAndBytesInt8, BitsAndBytes))
+        .with(integers!(TaperInt, Taper))
+        .with(nf4)
 }
 
 /// The array of a role: its type, its number of elements, and as many bytes as those make. Its shape may differ, because

@@ -67,6 +67,12 @@ pub enum Error {
         shape: Vec<usize>,
     },
 
+    /// Static activations without the scale that they are rounded by.
+    #[error(
+        "a weight for static activations has no activation scale to store; set one with `with_activation_scale`, or use dynamic activations"
+    )]
+    ActivationScale,
+
     /// A slice of another length than the shape asks for.
     #[error("`{what}` has {found} elements, expected {expected}")]
     Length {

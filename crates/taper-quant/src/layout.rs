@@ -16,7 +16,7 @@ use crate::{
     code::int::Form,
     pack::{self, RowAlign},
     scales::dtype,
-    scheme::{Bits, Granularity, ScaleType, Scheme},
+    scheme::{Activations, Bits, Granularity, ScaleType, Scheme},
 };
 
 /// Role of the codes.
@@ -29,6 +29,8 @@ pub const ZERO: &str = "zero";
 pub const SHAPE: &str = "shape";
 /// Role of the group of each column, where columns were reordered.
 pub const GROUP_INDEX: &str = "group-index";
+/// Role of the scale by which inputs are rounded, where that is static.
+pub const INPUT: &str = "input-scale";
 /// Role of bitsandbytes' storage order, always 0: row-major.
 pub const ORDER: &str = "order";
 
@@ -74,6 +76,7 @@ impl IntLayout {
             Self::IntQuantized => standard && scheme.bits == Bits::EIGHT,
             Self::BitsAndBytes => {
                 let rows = scheme.granularity == Granularity::Channel && scheme.is_symmetric();
+                let rows = rows && scheme.activations == Activations::Float;
                 standard && rows && scheme.bits == Bits::EIGHT && scheme.scales == ScaleType::F32
             }
         }
@@ -121,6 +124,9 @@ impl IntLayout {
                 _ => (Dtype::I8, scale_shape.clone()),
             };
             arrays.insert(ZERO.to_owned(), zero);
+        }
+        if scheme.activations == Activations::Static {
+            arrays.insert(INPUT.to_owned(), (Dtype::F32, vec![1]));
         }
         arrays.insert(SCALE.to_owned(), (scale_type, scale_shape));
         if self == Self::PackQuantized {

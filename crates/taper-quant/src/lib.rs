@@ -10,7 +10,8 @@
 //! | store two bits a weight that work | [`Trellis`], [`PackedTrellis`] |
 //! | choose a format per weight within a size | [`allocate`] |
 //! | quantize slices of my own tensor type | [`mod@slice`] |
-//! | multiply by integer weights with eight-bit activations | [`PackedInt::with_arithmetic`] |
+//! | multiply by integer weights with eight-bit activations | [`PackedInt::with_arithmetic`], for whole checkpoints [`codecs_with`] |
+//! | round inputs by a scale from calibration (W8A8) | [`Activations::Static`] in [`RoundNearest::with_activations`] |
 //! | know or force the instructions that products use | [`kernel::isa()`], [`kernel::force()`] |
 //! | scale or turn a model before encoding it | [`Awq`], [`SmoothQuant`], [`Rotate`] |
 //! | choose how scales are found | [`Fit`]: absmax, minmax, [`Hqq`], or [`fit::Search`], the default |
@@ -24,7 +25,7 @@
 //! # Ok::<(), taper_quant::Error>(())
 //! ```
 //!
-//! Not here: static quantization of activations, GPU kernels.
+//! Not here: GPU kernels.
 
 pub mod allocate;
 pub mod code;
@@ -47,7 +48,7 @@ pub mod slice;
 pub mod values;
 
 pub use code::nf4::Nf4Scheme;
-pub use codec::codecs;
+pub use codec::{codecs, codecs_with};
 pub use error::{Error, Result};
 pub use fit::{Fit, Hqq, ScaleSign, Search};
 pub use kernel::{ActivationScale, Arithmetic};
@@ -60,7 +61,7 @@ pub use pass::{
     RoundNearestSettings, Schedule, SmoothQuant, SmoothQuantSettings, Trellis, Tuned, TunedSettings,
     Weighting,
 };
-pub use scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry};
+pub use scheme::{Activations, Bits, Granularity, ScaleType, Scheme, Symmetry};
 pub use values::Values;
 
 #[cfg(doctest)]

@@ -35,7 +35,7 @@ use crate::{
     layout::{self, IntLayout},
     pack,
     scales::Scales,
-    scheme::{Granularity, ScaleType, Scheme},
+    scheme::{Activations, Granularity, ScaleType, Scheme},
     values::Values,
 };
 
@@ -208,7 +208,12 @@ impl PackedInt {
     }
 
     pub(crate) fn from_stored(stored: Stored) -> Self {
-        Self(Arc::new(stored), Arithmetic::default(), ActivationScale::default())
+        // A file that says how inputs are rounded means its products to be computed so.
+        let arithmetic = match stored.scheme.activations {
+            Activations::Float => Arithmetic::default(),
+            Activations::Dynamic | Activations::Static => Arithmetic::Int8,
+        };
+        Self(Arc::new(stored), arithmetic, ActivationScale::default())
     }
 
     pub(crate) fn stored(&self) -> &Stored {
@@ -227,6 +232,12 @@ impl PackedInt {
     pub fn with_activation_scale(mut self, scale: ActivationScale) -> Self {
         self.2 = scale;
         self
+    }
+
+    /// By what scale products under [`Arithmetic::Int8`] round activations.
+    #[must_use]
+    pub fn activation_scale(&self) -> ActivationScale {
+        self.2
     }
 
     /// With what numbers products are computed.
@@ -436,7 +447,7 @@ impl Weight for PackedInt {
     }
 
     fn to_parts(&self) -> taper_core::Result<Parts> {
-        Ok(codec::int_parts(self))
+        codec::int_parts(self)
     }
 }
 

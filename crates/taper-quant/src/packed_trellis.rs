@@ -4,8 +4,9 @@
 //! y = s ⊙ Σ_j (x Q)_j · stream_j        stream_j runs down the rows of a segment; s one scale per row; Q turns blocks of inputs
 //! ```
 //!
-//! The product goes through the streams in the order in which they are stored and decodes each once for up to 32 tokens; no
-//! decoded matrix exists, only one decoded column of a segment per thread. Segments are multiplied in parallel.
+//! The product goes through the streams in the order in which they are stored. For few tokens only one decoded column of a
+//! segment exists per thread, and segments are multiplied in parallel; for many, one decoded segment exists at a time, and
+//! tokens are. A decoded matrix never does.
 //!
 //! Neighbours: [`crate::code::trellis`] is the code, [`crate::code::trellis_feedback`] encodes, [`crate::codec::trellis`] stores.
 
@@ -15,6 +16,7 @@ use rayon::prelude::*;
 use std::sync::Arc;
 use taper_core::{
     Encoding, Parts, Rows, Weight,
+    linalg::{View, product},
     weight::{checked_elements, rows},
 };
 
@@ -32,16 +34,34 @@ use crate::{
 /// 256. Shorter ones can be encoded and multiplied by more threads.
 pub const SEGMENT: usize = 256;
 
-/// Tokens that are multiplied at a time: their partial sums over a segment stay in the first-level cache.
+/// Tokens that are multiplied with one decoded column at a time: their partial sums over a segment stay in the first-level
+/// cache. For more it pays to decode a segment.
 const BATCH: usize = 32;
+
+/// Tokens, and columns to decode, per task where a segment is decoded.
+const TOKENS: usize = 128;
+const COLUMNS: usize = 32;
+
+/// What a number of bits is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Counted {
+    /// The codes alone.
+    #[default]
+    Codes,
+    /// Everything that is stored: codes, scales, rates and signs.
+    Everything,
+}
 
 /// How a matrix becomes trellis codes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TrellisScheme {
     /// Bits of the state.
     pub state: StateBits,
-    /// Bits per weight of the codes on average, 1 to 4; columns that matter more get more.
+    /// Bits per weight on average; columns that matter more get more. Codes have 1 to 4.
     pub bits: f64,
+    /// What these bits are about.
+    pub counted: Counted,
     /// Inputs that are mixed with each other: the largest power of two up to this that divides the columns; 1 for none.
     pub block: usize,
     /// What is added to the diagonal of the Gram matrix, as a share of its mean.
@@ -49,9 +69,10 @@ pub struct TrellisScheme {
 }
 
 impl Default for TrellisScheme {
-    /// Two bits, 1,024 states, blocks of 64 inputs, a damping of 1 %.
+    /// Codes of two bits, 1,024 states, blocks of 64 inputs, a damping of 1 %.
     fn default() -> Self {
-        Self { state: StateBits::default(), bits: 2.0, block: 64, damping: 0.01 }
+        let (state, counted) = (StateBits::default(), Counted::default());
+        Self { state, bits: 2.0, counted, block: 64, damping: 0.01 }
     }
 }
 
@@ -64,7 +85,12 @@ impl TrellisScheme {
         let bad = |option, conflict: String, expected: &str| {
             Err(Error::Conflict { option, conflict, expected: expected.to_owned() })
         };
-        if !(1.0..=f64::from(MOST_RATE)).contains(&self.bits) {
+        let most = match self.counted {
+            Counted::Codes => f64::from(MOST_RATE),
+            // What is stored besides takes a part, which depends on the matrix.
+            Counted::Everything => 2.0 * f64::from(MOST_RATE),
+        };
+        if !(1.0..=most).contains(&self.bits) {
             return bad("bits", format!("is {}", self.bits), "a trellis has 1 to 4 bits per weight");
         }
         if !self.block.is_power_of_two() {
@@ -78,6 +104,29 @@ impl TrellisScheme {
             return bad("damping", format!("is {}", self.damping), "more than 0, such as 0.01");
         }
         Ok(())
+    }
+
+    /// Bits per weight that are left for the codes of a matrix.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] where less than one bit is left.
+    pub fn code_bits(&self, [rows, cols]: [usize; 2]) -> Result<f64> {
+        if self.counted == Counted::Codes {
+            return Ok(self.bits);
+        }
+        let signs = if self.block_of(cols) > 1 { cols.div_ceil(8) } else { 0 };
+        // Streams begin at whole bytes.
+        let rounding = if rows.is_multiple_of(8) { 0 } else { cols };
+        let beside = 8.0 * (2 * rows + cols + signs + rounding) as f64 / (rows * cols).max(1) as f64;
+        let left = self.bits - beside;
+        if left < 1.0 {
+            return Err(Error::Conflict {
+                option: "bits",
+                conflict: format!("is {}, of which scales and rates take {beside:.3} here", self.bits),
+                expected: "leave at least 1 bit per weight for the codes".into(),
+            });
+        }
+        Ok(left.min(f64::from(MOST_RATE)))
     }
 
     /// The block that fits a matrix.
@@ -154,7 +203,7 @@ impl PackedTrellis {
             Some(gram) => Feedback::new(&turn_gram(gram, cols, &blocks)?, cols, scheme.damping)?,
             None => Feedback::none(cols),
         };
-        let (rates, trellis) = (feedback.rates(scheme.bits), Trellis::shared(scheme.state));
+        let (rates, trellis) = (feedback.rates(scheme.code_bits(shape)?), Trellis::shared(scheme.state));
         let turned = turn_rows(values, cols, &blocks);
         let encoded = trellis_feedback::encode(&turned, &rates, SEGMENT, &feedback, trellis)?;
         Ok(Self::from_stored(Stored {
@@ -190,6 +239,44 @@ impl PackedTrellis {
         let height = stored.segment.min(stored.shape[0] - index * stored.segment);
         let start = index * whole;
         (&stored.codes[start..start + segment_bytes(&stored.rates, height)], height)
+    }
+
+    /// A whole segment decoded in units of the scales, `[cols, height]`: column after column, as streams run.
+    fn decoded(&self, index: usize) -> (Vec<f32>, usize) {
+        let (rates, (streams, height)) = (&self.0.stored.rates, self.segment(index));
+        let mut starts = vec![0; rates.len()];
+        for c in 1..rates.len() {
+            starts[c] = starts[c - 1] + stream_bytes(height, rates[c - 1]);
+        }
+        let mut out = vec![0f32; rates.len() * height];
+        out.par_chunks_mut(COLUMNS * height).enumerate().for_each(|(i, out)| {
+            for (j, column) in out.chunks_exact_mut(height).enumerate() {
+                let c = i * COLUMNS + j;
+                let bytes = stream_bytes(height, rates[c]);
+                self.0.trellis.decode(&streams[starts[c]..starts[c] + bytes], rates[c], column);
+            }
+        });
+        (out, height)
+    }
+
+    /// The product with many tokens, `[batch, rows]`, by decoded segments; `x` is turned already.
+    fn wide(&self, x: &[f32], y: &mut [f32]) {
+        let ([rows, cols], segment) = (self.0.stored.shape, self.0.stored.segment);
+        for index in 0..rows.div_ceil(segment) {
+            let ((columns, height), start) = (self.decoded(index), index * segment);
+            let scales: Vec<f32> =
+                self.0.stored.scales[start..start + height].iter().map(|s| s.to_f32()).collect();
+            y.par_chunks_mut(TOKENS * rows).zip(x.par_chunks(TOKENS * cols)).for_each(|(y, x)| {
+                let tokens = x.len() / cols;
+                let mut sums = vec![0f32; tokens * height];
+                let (left, right) = (View::rows(x, cols), View::rows(&columns, height));
+                product(&mut sums, height, (tokens, height, cols), (0.0, 1.0), left, right);
+                for (y, sums) in y.chunks_exact_mut(rows).zip(sums.chunks_exact(height)) {
+                    let scaled = sums.iter().zip(&scales).map(|(sum, scale)| sum * scale);
+                    y[start..start + height].iter_mut().zip(scaled).for_each(|(y, v)| *y = v);
+                }
+            });
+        }
     }
 
     /// Sums of one segment for some tokens, `[tokens, height]`; `x` is turned already.
@@ -287,6 +374,10 @@ impl Rows for PackedTrellis {
         let ([rows, cols], segment) = (self.0.stored.shape, self.0.stored.segment);
         let x = turn_rows(x, cols, &self.0.blocks);
         let mut y = vec![0f32; batch * rows];
+        if batch > BATCH {
+            self.wide(&x, &mut y);
+            return y;
+        }
         for (x, y) in x.chunks(BATCH * cols).zip(y.chunks_mut(BATCH * rows)) {
             let tokens = y.len() / rows;
             let segments: Vec<Vec<f32>> = (0..rows.div_ceil(segment))

@@ -14,6 +14,7 @@ pub mod gptq_settings;
 pub mod rotate;
 pub mod round_nearest;
 pub mod settings;
+mod shrinkage;
 pub mod smooth_quant;
 pub mod trellis;
 pub mod tuned;

@@ -192,6 +192,19 @@ impl fmt::Display for ScaleType {
     }
 }
 
+/// With what inputs products of a weight are computed, as far as its file says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activations {
+    /// As they are: only weights are quantized.
+    #[default]
+    Float,
+    /// Rounded to eight bits, by a scale of each token (W8A8).
+    Dynamic,
+    /// Rounded to eight bits, by one scale that calibration found and the file states.
+    Static,
+}
+
 /// An integer encoding.
 ///
 /// ```
@@ -211,13 +224,17 @@ pub struct Scheme {
     pub granularity: Granularity,
     /// The type of stored scales.
     pub scales: ScaleType,
+    /// With what inputs products are computed.
+    #[serde(default)]
+    pub activations: Activations,
 }
 
 impl Scheme {
     /// Symmetric integers with f16 scales.
     #[must_use]
     pub fn new(bits: Bits, granularity: Granularity) -> Self {
-        Self { bits, symmetry: Symmetry::Symmetric, granularity, scales: ScaleType::F16 }
+        let (symmetry, activations) = (Symmetry::Symmetric, Activations::Float);
+        Self { bits, symmetry, granularity, scales: ScaleType::F16, activations }
     }
 
     /// Eight bits, one scale per output channel.
@@ -255,6 +272,13 @@ impl Scheme {
         self
     }
 
+    /// With products of inputs that are rounded like this.
+    #[must_use]
+    pub fn with_activations(mut self, activations: Activations) -> Self {
+        self.activations = activations;
+        self
+    }
+
     /// True where code 0 is zero.
     #[must_use]
     pub fn is_symmetric(&self) -> bool {
@@ -273,7 +297,11 @@ impl fmt::Display for Scheme {
         if !self.is_symmetric() {
             f.write_str(" asym")?;
         }
-        Ok(())
+        match self.activations {
+            Activations::Float => Ok(()),
+            Activations::Dynamic => f.write_str(", dynamic int8 inputs"),
+            Activations::Static => f.write_str(", static int8 inputs"),
+        }
     }
 }
 

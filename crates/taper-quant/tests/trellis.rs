@@ -5,9 +5,17 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use safetensors::Dtype;
-use taper_core::{Codec, Part, Rows, Weight, weight::to_f32_vec};
+use serde_json::{Map, json};
+use std::sync::Arc;
+use taper_core::{
+    Checkpoint, Codec, InputStats, Needs, Part, Pipeline, Rows, Run, Stats, Weight, WeightPass,
+    stats::Accumulator, weight::to_f32_vec,
+};
 use taper_quant::{
-    PackedTrellis, code::trellis::StateBits, codec::TaperTrellis, packed_trellis::TrellisScheme,
+    PackedTrellis, Trellis,
+    code::trellis::StateBits,
+    codec::TaperTrellis,
+    packed_trellis::{Counted, TrellisScheme},
 };
 
 fn gaussian(n: usize, seed: u64) -> Vec<f32> {
@@ -47,7 +55,7 @@ fn a_product_is_that_of_the_decoded_matrix_for_any_shape() {
     for (rows, cols, block) in [(300, 96, 32), (256, 50, 64), (7, 33, 64), (513, 8, 1)] {
         let (_, packed) = encode(rows, cols, &TrellisScheme { block, bits: 2.5, ..TrellisScheme::default() });
         let dense = packed.dense().unwrap();
-        for batch in [1, 3, 40] {
+        for batch in [1, 3, 40, 300] {
             let x = Tensor::from_vec(gaussian(batch * cols, 9), (batch, cols), &Device::Cpu).unwrap();
             let (y, plain) = (packed.matmul(&x).unwrap(), x.matmul(&dense.t().unwrap()).unwrap());
             let largest = |t: Tensor| {
@@ -143,5 +151,110 @@ proptest! {
         let mut parts = packed.to_parts().unwrap();
         parts.tensors.insert("rates".into(), Part::from_values(Dtype::U8, vec![16], &[rate; 16]));
         prop_assert!(TaperTrellis.read("w", parts).is_err());
+    }
+}
+
+/// Inputs of the original model and of one whose earlier layers changed: shrunk, mixed with a neighbour, and noisy.
+fn drifted(count: usize, d: usize) -> (Vec<f32>, Vec<f32>, InputStats) {
+    let mut original = gaussian(count * d, 31);
+    for token in original.chunks_exact_mut(d) {
+        (1..d).for_each(|j| token[j] += 0.6 * token[j - 1]);
+    }
+    let noise = gaussian(count * d, 77);
+    let mut x = original.clone();
+    for ((x, o), n) in x.chunks_exact_mut(d).zip(original.chunks_exact(d)).zip(noise.chunks_exact(d)) {
+        (0..d).for_each(|j| x[j] = 0.8 * o[j] + 0.15 * o[(j + 1) % d] + 0.05 * n[j]);
+    }
+    let mut sums = Accumulator::new(d, Needs::CrossGram);
+    sums.add_beside(WEIGHT, &x, &original).unwrap();
+    let stats = sums.finish(WEIGHT).unwrap();
+    (x, original, stats)
+}
+
+const WEIGHT: &str = "w.weight";
+
+/// The pass on one weight, with these statistics.
+fn passed(
+    pass: Trellis,
+    values: &[f32],
+    shape: [usize; 2],
+    stats: &InputStats,
+) -> taper_core::Result<Vec<f32>> {
+    let mut model = Checkpoint::new(Map::new());
+    let weight = Tensor::from_vec(values.to_vec(), &shape[..], &Device::Cpu).unwrap();
+    model.insert(WEIGHT, Arc::new(weight));
+    let stats = Stats::from_iter([(WEIGHT.to_owned(), Arc::new(stats.clone()))]);
+    let run = Run::new().with_stats(&stats);
+    let (compressed, _) = Pipeline::new().then(pass.on_matrices()).run(model, &run)?;
+    to_f32_vec(compressed.get(WEIGHT)?.as_ref())
+}
+
+#[test]
+fn asymmetric_calibration_gives_what_the_original_gave_where_plain_feedback_cannot() {
+    let (rows, d, count) = (64, 64, 2048);
+    let (x, original, stats) = drifted(count, d);
+    let values = gaussian(rows * d, 5);
+    // ‖W X̃ − V X‖² over all tokens, by hand.
+    let distance = |v: &[f32]| -> f64 {
+        let row = |w: &[f32], x: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(w * x)).sum::<f64>();
+        let mut sum = 0.0;
+        for (w, v) in values.chunks_exact(d).zip(v.chunks_exact(d)) {
+            for (o, x) in original.chunks_exact(d).zip(x.chunks_exact(d)) {
+                sum += (row(w, o) - row(v, x)).powi(2);
+            }
+        }
+        sum
+    };
+    let plain = Trellis::new(4.0).unwrap();
+    let fed = distance(&passed(plain, &values, [rows, d], &stats).unwrap());
+    let whole = plain.asymmetric_calibration(1.0).unwrap();
+    let (whole, none) = (distance(&passed(whole, &values, [rows, d], &stats).unwrap()), distance(&values));
+    println!("original weights {none}, plain {fed}, asymmetric {whole}");
+    assert!(whole < 0.5 * fed, "{whole} against {fed}");
+    assert!(whole < 0.5 * none, "{whole}: the weights as they were give {none}");
+    assert!(plain.asymmetric_calibration(1.5).unwrap_err().to_string().contains("between 0 and 1"));
+    let once = InputStats { cross: None, ..stats };
+    let message = passed(plain.asymmetric_calibration(1.0).unwrap(), &values, [rows, d], &once).unwrap_err();
+    assert!(message.to_string().contains("calibrate sequentially"), "{message}");
+}
+
+#[test]
+fn bits_of_everything_are_kept_by_any_shape_and_used_up() {
+    for (rows, cols) in [(256, 256), (512, 96), (300, 200), (1000, 64)] {
+        for bits in [2.25, 3.125, 4.0] {
+            let scheme = TrellisScheme { bits, counted: Counted::Everything, ..TrellisScheme::default() };
+            let (_, packed) = encode(rows, cols, &scheme);
+            let stored = 8.0 * packed.nbytes() as f64 / (rows * cols) as f64;
+            // One column more would be the step above; streams that end within a byte may leave as much again.
+            let step = 8.0 * (2 * rows.div_ceil(8) + cols) as f64 / (rows * cols) as f64;
+            assert!(stored <= bits, "{rows} x {cols}: {stored} of {bits}");
+            assert!(bits - stored < step, "{rows} x {cols}: {stored} of {bits}");
+        }
+    }
+    let scheme = TrellisScheme { bits: 1.2, counted: Counted::Everything, ..TrellisScheme::default() };
+    let error =
+        PackedTrellis::encode(&[1.0; 64], [8, 8], &scheme, None, 0).map(drop).unwrap_err().to_string();
+    assert!(error.contains("at least 1 bit per weight"), "{error}");
+}
+
+#[test]
+fn settings_of_recipes_convert_both_ways() {
+    for settings in [
+        json!({ "bits": 2.5 }),
+        json!({ "bits": 3.125, "counted": "everything", "state-bits": 12, "asymmetric-calibration": 1.0 }),
+        json!({ "shrinkage": 0.25, "feedback": "nothing" }),
+        json!({ "shrinkage": "cross-validated" }),
+    ] {
+        let pass: Trellis = serde_json::from_value(settings.clone()).unwrap();
+        assert_eq!(serde_json::from_value::<Trellis>(pass.settings()).unwrap(), pass, "{settings}");
+    }
+    for (settings, expected) in [
+        (json!({ "shrinkage": 1.5 }), "a share from 0 to 1"),
+        (json!({ "shrinkage": "much" }), "cross-validated"),
+        (json!({ "counted": "some" }), "unknown variant"),
+        (json!({ "bit": 2 }), "unknown field"),
+    ] {
+        let message = serde_json::from_value::<Trellis>(settings).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
     }
 }

@@ -86,6 +86,12 @@ pub fn codecs() -> Codecs {
     taper_quant::codecs().and(&taper_prune::codecs())
 }
 
+/// [`codecs`], with integer and NF4 weights that are multiplied with this arithmetic, whatever their files say.
+#[must_use]
+pub fn codecs_with(arithmetic: quant::Arithmetic) -> Codecs {
+    taper_quant::codecs_with(arithmetic).and(&taper_prune::codecs())
+}
+
 /// Opens a model directory whose weights may be in any of [`codecs`].
 ///
 /// Only headers are read now. Errors as [`Checkpoint::open_with`].

@@ -49,10 +49,15 @@ struct Planned {
 }
 
 fn planned(recipe: &str) -> Tested<Planned> {
+    planned_on(recipe, 8, 4)
+}
+
+/// Calibrated on so many windows, judged on so many after them.
+fn planned_on(recipe: &str, seen: usize, judged: usize) -> Tested<Planned> {
     let bundle = Bundle::new()?;
     let original = bundle.open()?;
-    let calibration = calibration::on_text(&original, bundled::TEXT, 64, 8)?;
-    let judge = OnWindows::after(&original, bundled::TEXT, 64, 8, 4)?.ok_or("too short")?;
+    let calibration = calibration::on_text(&original, bundled::TEXT, 64, seen)?;
+    let judge = OnWindows::after(&original, bundled::TEXT, 64, seen, judged)?.ok_or("too short")?;
     let recipe = Recipe::parse(recipe)?;
     let budgeted = recipe.budgeted().ok_or("no budget")?;
     let run = Run::new().with_calibration(&calibration);
@@ -95,6 +100,28 @@ fn a_plan_is_a_recipe_that_gives_what_it_predicts() -> Tested {
     let (memory, _) = plan.pipeline()?.run(planned.bundle.open()?, &run)?;
     memory.save(planned.bundle.at("memory"))?;
     assert_eq!(bytes(&planned.bundle.at("memory"))?, bytes(&out)?);
+    Ok(())
+}
+
+#[test]
+fn formats_that_make_up_for_the_layers_before_keep_predictions_too() -> Tested {
+    let mut recipe = "[budget]\nselect = 'model.layers.*'\nbits = 3.5\njudged = 4\n".to_owned();
+    for format in ["'trellis'\nbits = 2.5", "'trellis'\nbits = 3.5", "'gptq'\nbits = 5\ngroup = 64"] {
+        recipe += &format!("[[candidate]]\nname = {format}\nasymmetric-calibration = 1.0\n");
+    }
+    let budgeted = Recipe::parse(&recipe)?;
+    let budgeted = budgeted.budgeted().ok_or("no budget")?;
+    assert_eq!((budgeted.budget, budgeted.judged), (Some(Budget::Bits(3.5)), Some(4)));
+    let planned = planned_on(&recipe, 24, 8)?;
+    let plan = planned.surveyed.plan(Budget::Bits(3.5))?;
+    let expected = plan.expected();
+    let run = Run::new().with_calibration(&planned.calibration);
+    let (compressed, report) = plan.pipeline()?.run(planned.bundle.open()?, &run)?;
+    assert_eq!(report.output.bytes, expected.total_bytes);
+    let measured = planned.judge.judge(&compressed)?.mean_kl;
+    let ratio = expected.divergence / measured;
+    assert!((0.75..1.25).contains(&ratio), "{} {measured}", expected.divergence);
+    assert!(measured < hull(&planned.surveyed.survey().uniform, expected.bits_per_weight), "{measured}");
     Ok(())
 }
 

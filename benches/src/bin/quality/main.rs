@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! cargo run --release -p taper-benches --bin quality -- language SHARED/models/novels-7m SHARED/data/novels-eval.txt
+//! cargo run --release -p taper-benches --bin quality -- methods SHARED/models/novels-7m SHARED/data/novels-calibration.txt SHARED/data/novels-eval.txt
 //! cargo run --release -p taper-benches --bin quality -- encoder MINILM SHARED/data/sts14-*.tsv
+//! cargo run --release -p taper-benches --bin quality -- sentences MINILM SHARED/data/sentences-calibration.txt SHARED/data/sts14-*.tsv
 //! cargo run --release -p taper-benches --bin quality -- classifier SHARED/models/ds-cnn-kws SHARED/data/kws01.safetensors
 //! cargo run --release -p taper-benches --bin quality -- budget SHARED/models/novels-7m SHARED/data/novels-calibration.txt SHARED/data/novels-eval.txt
 //! ```
@@ -13,8 +15,11 @@ mod budget;
 mod chart;
 mod classifier;
 mod encoder;
+mod grid;
 mod language;
 mod methods;
+mod peer;
+mod sentences;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -55,6 +60,10 @@ enum Task {
         /// Files of tab-separated score, sentence, sentence.
         pairs: Vec<PathBuf>,
     },
+    /// Every method at every width on a language model, calibrated, beside published tools.
+    Methods(Box<grid::Grid>),
+    /// Every method at every width on a sentence encoder, calibrated on sentences.
+    Sentences(Box<sentences::Sentences>),
     /// Perplexity and KL of a language model against bits per weight, a format for each weight.
     Budget(Box<budget::Curve>),
     /// Top-1 of the keyword spotter.
@@ -82,6 +91,8 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         Task::Language { model, text, window, only, kl_windows } => {
             language::run(model, text, *window, *kl_windows, *only, args.json)
         }
+        Task::Methods(grid) => grid::run(grid, args.json),
+        Task::Sentences(sentences) => sentences::run(sentences, args.json),
         Task::Budget(curve) => budget::run(curve, args.json),
         Task::Encoder { model, pairs } => encoder::run(model, pairs, args.json),
         Task::Classifier { model, features } => classifier::run(model, features, args.json),

@@ -17,7 +17,7 @@ impl Table {
         Self { columns: columns.iter().map(ToString::to_string).collect(), json }
     }
 
-    /// Prints a row: a name, then numbers with their digits.
+    /// Prints a row: a name, then numbers with their digits; NaN where there is none.
     pub(crate) fn row(&self, name: &str, numbers: &[(f64, usize)]) {
         if self.json {
             let mut row = Map::new();
@@ -27,7 +27,10 @@ impl Table {
             }
             println!("{}", Value::Object(row));
         } else {
-            let cells: Vec<String> = numbers.iter().map(|(n, digits)| format!("{n:.digits$}")).collect();
+            let cells: Vec<String> = numbers
+                .iter()
+                .map(|(n, digits)| if n.is_nan() { "–".to_owned() } else { format!("{n:.digits$}") })
+                .collect();
             println!("| {name} | {} |", cells.join(" | "));
         }
     }

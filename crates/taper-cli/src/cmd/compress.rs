@@ -1,7 +1,7 @@
 //! `taper compress`: a model directory through passes into a new one.
 
 use serde::Serialize;
-use std::path::Path;
+use std::{num::NonZeroUsize, path::Path};
 use taper::{
     Checkpoint, Pipeline, Plan, Recipe, Report, Run,
     pipeline::Prediction,
@@ -105,17 +105,21 @@ fn planned(
     bar: &Bar,
 ) -> Result<Plan, Failure> {
     let missing = |what: &str| Failure::Usage(format!("the recipe chooses a format for each weight: {what}"));
-    let budget = plan::budget(&args.budget).ok_or_else(|| missing("say --bits, --bytes or --divergence"))?;
+    let budget = plan::budget(&args.budget)
+        .or(budgeted.budget)
+        .ok_or_else(|| missing("say --bits, --bytes or --divergence"))?;
     let Some(path) = &args.calibrate else {
         return Err(missing("give a text with --calibrate FILE to try them on"));
     };
-    let judge = plan::judge(checkpoint, path, args.window, statistics::windows(args, checkpoint)?, None)?;
+    let (seen, judged) =
+        (statistics::windows(args, checkpoint)?, budgeted.judged.and_then(NonZeroUsize::new));
+    let judge = plan::judge(checkpoint, path, args.window, seen, judged)?;
     Ok(Surveyed::new(budgeted, checkpoint, run, &judge, bar)?.plan(budget)?)
 }
 
 /// The passes asked for; of a recipe with a budget, every format on every weight that it may be for.
 fn pipeline(args: &Compress, recipe: Option<&Recipe>) -> Result<Pipeline, Failure> {
-    let group = args.group.map(std::num::NonZeroUsize::get);
+    let group = args.group.map(NonZeroUsize::get);
     let budgeted = recipe.and_then(Recipe::budgeted);
     if budgeted.is_none() && plan::budget(&args.budget).is_some() {
         return Err(Failure::Usage(

@@ -59,7 +59,10 @@ struct Sts {
 }
 
 pub(crate) fn run(args: &Eval, terminal: Terminal) -> Result<(), Failure> {
-    let checkpoint = taper::open(&args.dir)?;
+    let checkpoint = match args.arithmetic {
+        None => taper::open(&args.dir)?,
+        Some(numbers) => Checkpoint::open_with(&args.dir, &taper::codecs_with(numbers.into()))?,
+    };
     let bar = Bar::new(terminal);
     let (text, against) = match &args.text {
         Some(file) => language(args, &checkpoint, file, &bar)?,

@@ -59,12 +59,13 @@ struct Uniform<'a> {
 
 pub(crate) fn run(args: &args::Plan, terminal: Terminal) -> Result<(), Failure> {
     let budgeted = asked(args)?;
-    let Some(budget) = budget(&args.budget) else {
+    let Some(budget) = budget(&args.budget).or(budgeted.budget) else {
         return Err(Failure::Usage("say --bits, --bytes or --divergence".into()));
     };
     let checkpoint = taper::open(&args.dir)?;
     let bar = Bar::new(terminal);
-    let judge = judge(&checkpoint, &args.calibrate, args.window, args.windows.get(), args.judged)?;
+    let judged = args.judged.or(budgeted.judged.and_then(NonZeroUsize::new));
+    let judge = judge(&checkpoint, &args.calibrate, args.window, args.windows.get(), judged)?;
     let stats = args.stats.as_deref().map(opened).transpose()?;
     let calibration = calibrated(args, &checkpoint)?;
     let run = Run::new().with_progress(&bar);

@@ -276,7 +276,7 @@ pub(crate) fn to_parts(weight: &PackedNf4) -> Parts {
     }
 }
 
-fn read(weight: &str, parts: &Parts) -> Result<PackedNf4> {
+pub(super) fn read(weight: &str, parts: &Parts) -> Result<PackedNf4> {
     let bad = |message: String| parts.bad(weight, message);
     let state = State::parse(&parts.part(weight, STATE)?.data).map_err(bad)?;
     if state.shape != parts.shape {

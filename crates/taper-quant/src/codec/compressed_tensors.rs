@@ -4,6 +4,9 @@
 //! their weights are stored. Reading goes by array names first and asks the groups only for the scheme, so a module in
 //! no group is an error, never a guess. Class names match every module, because a checkpoint does not tell classes.
 //!
+//! A group's `input_activations` are honoured where they are symmetric integers of eight bits: dynamic, or static with one scale
+//! per layer (`X.input_scale`). Inputs quantized in another way stay as they are, and their arrays plain tensors.
+//!
 //! Neighbours: [`super::pack_quantized`] and [`super::int_quantized`] are the codecs of this family.
 
 use regex::Regex;
@@ -14,8 +17,8 @@ use taper_core::{Claim, Codec, Error, Result, StoredWeight, store::Listing};
 
 use super::{integer, module, pack_quantized, targets::targets};
 use crate::{
-    layout::{CODES, GROUP_INDEX, IntLayout, SCALE, SHAPE, ZERO},
-    scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry},
+    layout::{CODES, GROUP_INDEX, INPUT, IntLayout, SCALE, SHAPE, ZERO},
+    scheme::{Activations, Bits, Granularity, ScaleType, Scheme, Symmetry},
 };
 
 /// The family of codecs that share this config.
@@ -102,7 +105,8 @@ fn group(key: &str, value: &Value, default: &str) -> Result<Group> {
         .iter()
         .map(|t| target(key, t))
         .collect::<Result<_>>()?;
-    let scheme = scheme(&format!("{key}.weights"), value.get("weights").unwrap_or(&Value::Null))?;
+    let scheme = scheme(&format!("{key}.weights"), value.get("weights").unwrap_or(&Value::Null))?
+        .with_activations(activations(value.get("input_activations")));
     Ok(Group { format: format.to_owned(), targets, scheme })
 }
 
@@ -116,6 +120,23 @@ fn target(key: &str, value: &Value) -> Result<Target> {
     }
     let class = text.starts_with(|c: char| c.is_ascii_uppercase()) && !text.contains('.');
     Ok(if class { Target::Class } else { Target::Module(text.to_owned()) })
+}
+
+/// How a group wants inputs to be rounded, as far as products here can do that.
+fn activations(value: Option<&Value>) -> Activations {
+    let Some(inputs) = value.filter(|v| v.is_object()) else { return Activations::Float };
+    let text = |name: &str| inputs.get(name).and_then(Value::as_str);
+    let bytes = inputs.get("num_bits").and_then(Value::as_u64) == Some(8);
+    let integers = text("type").is_none_or(|kind| kind == "int");
+    let symmetric = inputs.get("symmetric").and_then(Value::as_bool) != Some(false);
+    if !(bytes && integers && symmetric) {
+        return Activations::Float;
+    }
+    match (inputs.get("dynamic"), text("strategy")) {
+        (Some(Value::Bool(true)), None | Some("token" | "tensor")) => Activations::Dynamic,
+        (None | Some(Value::Bool(false)), None | Some("tensor")) => Activations::Static,
+        _ => Activations::Float,
+    }
 }
 
 fn scheme(key: &str, weights: &Value) -> Result<Scheme> {
@@ -148,7 +169,7 @@ fn scheme(key: &str, weights: &Value) -> Result<Scheme> {
         Some(false) => Symmetry::Asymmetric,
         _ => Symmetry::Symmetric,
     };
-    Ok(Scheme { bits, symmetry, granularity, scales: ScaleType::F16 })
+    Ok(Scheme { bits, symmetry, granularity, scales: ScaleType::F16, activations: Activations::Float })
 }
 
 /// The weights of one layout among a checkpoint's arrays.
@@ -217,8 +238,12 @@ fn one_claim(
     if layout == IntLayout::IntQuantized {
         scheme.bits = Bits::EIGHT;
     }
-    let roles = [CODES, SCALE, ZERO, SHAPE, GROUP_INDEX].into_iter();
+    let mut roles = vec![CODES, SCALE, ZERO, SHAPE, GROUP_INDEX];
+    if scheme.activations == Activations::Static {
+        roles.push(INPUT);
+    }
     let arrays: BTreeMap<String, String> = roles
+        .into_iter()
         .map(|role| (role.to_owned(), codec.part_name(weight, role)))
         .filter(|(_, name)| listing.array(name).is_some())
         .collect();
@@ -252,7 +277,7 @@ pub(super) fn config(stored: &[StoredWeight<'_>], left_dense: &[&str]) -> Result
                 "targets": targets(&names, &others),
                 "format": kind.0,
                 "weights": weights_config(&scheme),
-                "input_activations": null,
+                "input_activations": inputs_config(scheme.activations),
                 "output_activations": null,
             }),
         );
@@ -270,6 +295,26 @@ pub(super) fn config(stored: &[StoredWeight<'_>], left_dense: &[&str]) -> Result
         "version": VERSION,
         "config_groups": config_groups,
     })))
+}
+
+fn inputs_config(activations: Activations) -> Value {
+    let (strategy, dynamic, observer) = match activations {
+        Activations::Float => return Value::Null,
+        Activations::Dynamic => ("token", true, None),
+        Activations::Static => ("tensor", false, Some("minmax")),
+    };
+    json!({
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": true,
+        "strategy": strategy,
+        "group_size": null,
+        "block_structure": null,
+        "dynamic": dynamic,
+        "actorder": null,
+        "observer": observer,
+        "observer_kwargs": {},
+    })
 }
 
 fn weights_config(scheme: &Scheme) -> Value {

@@ -4,17 +4,15 @@
 //! X.weight             I8 [out, in]
 //! X.weight_scale       f16 | bf16 | f32 [out, groups], [out, 1] or [1]
 //! X.weight_zero_point  I8, as the scales; asymmetric only
+//! X.input_scale        f16 | bf16 | f32 [1]: the scale by which inputs are rounded, where that is static (W8A8)
 //! ```
-//!
-//! Scales of static activation quantization (`input_scale`) stay in the checkpoint as plain tensors; Taper's arithmetic
-//! does not use them.
 
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use taper_core::{Claim, Codec, Parts, Result, SharedWeight, StoredWeight, store::Listing};
 
-use super::{compressed_tensors, integer};
-use crate::layout::{CODES, IntLayout, SCALE, ZERO};
+use super::{compressed_tensors, integer, module};
+use crate::layout::{CODES, INPUT, IntLayout, SCALE, ZERO};
 
 /// The codec of `int-quantized`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,6 +28,7 @@ impl Codec for IntQuantized {
             CODES => weight.to_owned(),
             SCALE => format!("{weight}_scale"),
             ZERO => format!("{weight}_zero_point"),
+            INPUT => format!("{}.input_scale", module(weight)),
             other => format!("{weight}_{other}"),
         }
     }

@@ -1,6 +1,7 @@
 //! Reading and writing integer weights, whatever their layout.
 //!
-//! Attributes: `bits`, `symmetric`, `granularity` (`tensor`, `channel`, `group`) and, for groups, `group`.
+//! Attributes: `bits`, `symmetric`, `granularity` (`tensor`, `channel`, `group`) and, for groups, `group`; `activations`
+//! (`dynamic`, `static`) where inputs are rounded to eight bits.
 //!
 //! Neighbours: [`crate::layout`] says what must be there; [`super::pack_quantized`] has the zero points packed along
 //! rows and the old bit layout.
@@ -11,11 +12,12 @@ use taper_core::{Encoding, Part, Parts, Result, Weight, weight::checked_elements
 
 use super::{array, pack_quantized};
 use crate::{
-    kernel::store::Store,
-    layout::{CODES, GROUP_INDEX, IntLayout, ORDER, SCALE, SHAPE, ZERO},
+    Error,
+    kernel::{ActivationScale, store::Store},
+    layout::{CODES, GROUP_INDEX, INPUT, IntLayout, ORDER, SCALE, SHAPE, ZERO},
     packed_int::{self, IntRows, PackedInt, Stored, columns},
     scales::Scales,
-    scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry},
+    scheme::{Activations, Bits, Granularity, ScaleType, Scheme, Symmetry},
 };
 
 /// The attributes of a scheme.
@@ -33,8 +35,16 @@ pub fn attributes(scheme: &Scheme) -> Map<String, Value> {
         }
     };
     map.insert("granularity".into(), granularity.into());
+    // Weights alone are the rule, of which files say nothing.
+    match scheme.activations {
+        Activations::Float => None,
+        Activations::Dynamic => map.insert(ACTIVATIONS.into(), "dynamic".into()),
+        Activations::Static => map.insert(ACTIVATIONS.into(), "static".into()),
+    };
     map
 }
+
+const ACTIVATIONS: &str = "activations";
 
 /// The scheme that attributes state, with scales of type `scales`.
 ///
@@ -62,15 +72,29 @@ pub fn scheme(attributes: &Map<String, Value>, scales: ScaleType) -> Result<Sche
         }
         other => return Err(format!("`granularity` is {other:?}, expected tensor, channel or group")),
     };
-    Ok(Scheme { bits, symmetry, granularity, scales })
+    let activations = match attributes.get(ACTIVATIONS).map(Value::as_str) {
+        None => Activations::Float,
+        Some(Some("dynamic")) => Activations::Dynamic,
+        Some(Some("static")) => Activations::Static,
+        Some(other) => return Err(format!("`{ACTIVATIONS}` is {other:?}, expected dynamic or static")),
+    };
+    Ok(Scheme { bits, symmetry, granularity, scales, activations })
 }
 
 /// The parts of a weight, in its own layout.
-pub(crate) fn to_parts(weight: &PackedInt) -> Parts {
+///
+/// # Errors
+/// Where the scheme wants a static scale of inputs and the weight has none.
+pub(crate) fn to_parts(weight: &PackedInt) -> Result<Parts> {
     let stored = weight.stored();
     let (rows, cols) = (stored.shape.first().copied().unwrap_or(1), columns(&stored.shape));
     let (reordered, held) = (stored.column_groups.is_some(), weight.rows_form());
     let arrays = stored.layout.arrays(rows, cols, &stored.scheme, reordered).unwrap_or_default();
+    let input = match (stored.scheme.activations, weight.activation_scale()) {
+        (Activations::Static, ActivationScale::Dynamic) => return Err(Error::ActivationScale.into()),
+        (_, ActivationScale::Static(scale)) => scale,
+        (_, ActivationScale::Dynamic) => 0.0,
+    };
     let tensors = arrays
         .into_iter()
         .map(|(role, (dtype, shape))| {
@@ -82,18 +106,30 @@ pub(crate) fn to_parts(weight: &PackedInt) -> Parts {
                 GROUP_INDEX => {
                     Part::from_values(dtype, shape, stored.column_groups.as_deref().unwrap_or_default())
                 }
+                INPUT => Part::from_values(dtype, shape, &[input]),
                 // The order of rows: always row-major.
                 _ => Part::from_values(dtype, shape, &[0u8]),
             };
             (role, part)
         })
         .collect();
-    Parts {
+    Ok(Parts {
         encoding: weight.encoding(),
         shape: stored.shape.clone(),
         attributes: attributes(&stored.scheme),
         tensors,
-    }
+    })
+}
+
+/// The stated scale of inputs: one number, above 0.
+fn input_scale(parts: &Parts, weight: &str) -> Result<f32> {
+    let part = parts.part(weight, INPUT)?;
+    let stated = Scales::from_part(part).filter(|_| checked_elements(&part.shape) == Some(1));
+    let stated = stated.filter(|s| part.data.len() == part.dtype.bitsize() / 8 && s.all_finite());
+    stated
+        .map(|s| s.get(0))
+        .filter(|scale| *scale > 0.0)
+        .ok_or_else(|| parts.bad(weight, format!("`{INPUT}` is not one finite number above 0")))
 }
 
 fn zero_part(stored: &Stored, held: &IntRows, dtype: Dtype, shape: Vec<usize>) -> Part {
@@ -148,7 +184,11 @@ pub(crate) fn read(weight: &str, parts: &Parts, layout: IntLayout) -> Result<Pac
         return Err(bad("its rows are stored in a device's own order; only row-major (0) is read".into()));
     }
     let row_bytes = layout.align().row_bytes(cols, scheme.bits).unwrap_or(0);
-    Ok(PackedInt::from_stored(Stored {
+    let inputs = match scheme.activations {
+        Activations::Static => ActivationScale::Static(input_scale(parts, weight)?),
+        Activations::Dynamic | Activations::Float => ActivationScale::Dynamic,
+    };
+    let read = PackedInt::from_stored(Stored {
         shape: parts.shape.clone(),
         scheme,
         layout,
@@ -164,7 +204,8 @@ pub(crate) fn read(weight: &str, parts: &Parts, layout: IntLayout) -> Result<Pac
             scales,
             zeros: zeros(parts, weight, &scheme, layout, (rows, cols), old)?,
         }),
-    }))
+    });
+    Ok(read.with_activation_scale(inputs))
 }
 
 /// The zero points, one per scale. Symmetric weights may carry zero points that are all 0.

@@ -6,6 +6,7 @@
 //! X.weight_zero_point  I32 [⌈out·b/32⌉, groups]  asymmetric only; packed along out. One scale for all: I8 [1]
 //! X.weight_shape       I64 [2]
 //! X.weight_g_idx       I32 [in]                  only where columns were reordered: the group of each column
+//! X.input_scale        f16 | bf16 | f32 [1]      the scale by which inputs are rounded, where that is static
 //! ```
 //!
 //! Until October 2025 rows of 3, 5, 6 and 7 bits held ⌊32/b⌋ codes per word; such files are told apart by their number
@@ -16,9 +17,9 @@ use serde_json::{Map, Value};
 use std::sync::Arc;
 use taper_core::{Claim, Codec, Part, Parts, Result, SharedWeight, StoredWeight, store::Listing};
 
-use super::{array, compressed_tensors, integer};
+use super::{array, compressed_tensors, integer, module};
 use crate::{
-    layout::{CODES, GROUP_INDEX, IntLayout, SCALE, SHAPE, ZERO},
+    layout::{CODES, GROUP_INDEX, INPUT, IntLayout, SCALE, SHAPE, ZERO},
     pack::{self, RowAlign},
     scheme::{Bits, Granularity, Scheme},
 };
@@ -39,6 +40,7 @@ impl Codec for PackQuantized {
             ZERO => "zero_point",
             SHAPE => "shape",
             GROUP_INDEX => "g_idx",
+            INPUT => return format!("{}.input_scale", module(weight)),
             other => other,
         };
         format!("{weight}_{suffix}")

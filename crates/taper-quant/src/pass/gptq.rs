@@ -29,7 +29,7 @@ use taper_core::{
 use super::{
     asymmetric::{self, Inputs},
     gptq_settings::GptqSettings,
-    round_nearest::{Number, RoundNearest, named, stays, value_type},
+    round_nearest::{Number, RoundNearest, activation_scale, named, stays, value_type},
 };
 use crate::{
     Error,
@@ -297,7 +297,7 @@ impl<'v> Work<'v> {
 }
 
 /// The cross Gram matrix of a layer with `d` inputs.
-fn cross(cross: Option<&[f64]>, d: usize) -> crate::Result<&[f64]> {
+pub(super) fn cross(cross: Option<&[f64]>, d: usize) -> crate::Result<&[f64]> {
     match cross {
         None => Err(Error::Conflict {
             option: ASYMMETRIC,
@@ -348,9 +348,13 @@ impl WeightPass for Gptq {
         Ok(match self.numbers.number() {
             Number::Int(scheme) => {
                 let layout = self.numbers.layout(name, shape, &scheme);
+                let rounded = match activation_scale(scheme.activations, context.stats(name)) {
+                    Ok(rounded) => rounded,
+                    Err(why) => return Ok(Rewrite::left(why)),
+                };
                 let fed = self.ints(&values, shape, inputs, &scheme, layout).map_err(|e| named(name, e))?;
                 fed.report(name, context);
-                Rewrite::done(fed.weight)
+                Rewrite::done(fed.weight.with_activation_scale(rounded))
             }
             Number::Nf4(scheme) => {
                 let decoded = value_type(&encoding.format).unwrap_or_default();

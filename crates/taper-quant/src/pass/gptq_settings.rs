@@ -51,6 +51,7 @@ const KEYS: &[&str] = &[
     "scale-sign",
     "weighting",
     "stored-as",
+    "activations",
     "order",
     "shrinkage",
     ASYMMETRIC,

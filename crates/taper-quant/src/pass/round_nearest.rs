@@ -14,7 +14,8 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use taper_core::{
-    Context, Needs, Outline, Result, Rewrite, SharedWeight, Stage, WeightPass, weight::checked_elements,
+    Context, InputStats, Needs, Outline, Result, Rewrite, SharedWeight, Stage, WeightPass,
+    weight::checked_elements,
 };
 
 use super::settings::RoundNearestSettings;
@@ -25,10 +26,11 @@ use crate::{
         integer,
     },
     fit::Fit,
+    kernel::ActivationScale,
     layout::IntLayout,
     packed_int::{self, PackedInt, columns},
     packed_nf4::PackedNf4,
-    scheme::{Bits, Granularity, ScaleType, Scheme},
+    scheme::{Activations, Bits, Granularity, ScaleType, Scheme},
     values,
 };
 
@@ -175,6 +177,25 @@ impl RoundNearest {
         self
     }
 
+    /// With products of inputs that are rounded like this; for integers. Static scales come from calibration.
+    #[must_use]
+    pub fn with_activations(mut self, activations: Activations) -> Self {
+        match &mut self.number {
+            Number::Int(scheme) => scheme.activations = activations,
+            Number::Nf4(_) => self.misplaced = Some("activations"),
+        }
+        self
+    }
+
+    /// With what inputs products are computed.
+    #[must_use]
+    pub fn activations(&self) -> Activations {
+        match self.number {
+            Number::Int(scheme) => scheme.activations,
+            Number::Nf4(_) => Activations::Float,
+        }
+    }
+
     /// With squared errors weighted this way.
     #[must_use]
     pub fn weighted_by(mut self, weighting: Weighting) -> Self {
@@ -271,6 +292,20 @@ pub(super) fn stays(encoding: &taper_core::Encoding, shape: &[usize]) -> Option<
     }
 }
 
+/// The scale of inputs: where it is static, the largest input that calibration saw is the largest byte. Or why there is none.
+pub(super) fn activation_scale(
+    activations: Activations,
+    stats: Option<&InputStats>,
+) -> std::result::Result<ActivationScale, String> {
+    if activations != Activations::Static {
+        return Ok(ActivationScale::Dynamic);
+    }
+    let stats = stats.ok_or("calibration saw no input of it, and static activations need a range")?;
+    let largest = stats.max_abs().into_iter().fold(0f32, f32::max);
+    // Inputs that were always 0 may have any scale.
+    Ok(ActivationScale::Static(if largest > 0.0 { largest / 127.0 } else { 1.0 }))
+}
+
 /// Core's own word for values that are not finite, which names the weight.
 pub(super) fn named(weight: &str, error: crate::Error) -> taper_core::Error {
     match error {
@@ -300,9 +335,9 @@ impl WeightPass for RoundNearest {
     }
 
     fn needs(&self) -> Needs {
-        match self.weighting {
-            Weighting::Equal => Needs::Nothing,
-            Weighting::InputNorms => Needs::InputNorms,
+        match (self.weighting, self.activations()) {
+            (Weighting::Equal, Activations::Float | Activations::Dynamic) => Needs::Nothing,
+            (Weighting::InputNorms, _) | (_, Activations::Static) => Needs::InputNorms,
         }
     }
 
@@ -316,6 +351,10 @@ impl WeightPass for RoundNearest {
         if let Some(why) = stays(&encoding, shape) {
             return Ok(Rewrite::left(why));
         }
+        let inputs = match activation_scale(self.activations(), context.stats(name)) {
+            Ok(inputs) => inputs,
+            Err(why) => return Ok(Rewrite::left(why)),
+        };
         let norms = match self.weighting {
             Weighting::InputNorms => context.stats(name).map(taper_core::stats::InputStats::mean_squares),
             Weighting::Equal => None,
@@ -326,7 +365,7 @@ impl WeightPass for RoundNearest {
             Number::Int(scheme) => {
                 let layout = self.layout(name, shape, &scheme);
                 PackedInt::encode_values(values, shape, &scheme, &self.fit, norms.as_deref(), layout)
-                    .map(Rewrite::done)
+                    .map(|weight| Rewrite::done(weight.with_activation_scale(inputs)))
             }
             Number::Nf4(scheme) => {
                 let decoded = value_type(&encoding.format).unwrap_or_default();

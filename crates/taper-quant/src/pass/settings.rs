@@ -10,6 +10,7 @@
 //! steps = 16                # candidates of the search, or refits of hqq
 //! norm = 0.7                # of hqq
 //! stored-as = "compressed-tensors"   # or "int-quantized", "bitsandbytes"
+//! activations = "float"     # or inputs in eight bits: "dynamic", "static" (by calibration)
 //! ```
 //!
 //! Every key is optional; a key that means nothing for the chosen format is an error, not ignored.
@@ -21,7 +22,7 @@ use crate::{
     Error, Result,
     code::nf4::{BlockScales, Nf4Scheme},
     fit::{Fit, Hqq, ScaleSign, Search},
-    scheme::{Bits, Granularity, ScaleType, Scheme, Symmetry},
+    scheme::{Activations, Bits, Granularity, ScaleType, Scheme, Symmetry},
 };
 
 /// Integers in groups of this many unless a recipe says otherwise: what most published 4-bit checkpoints use.
@@ -111,6 +112,9 @@ pub struct RoundNearestSettings {
     /// In whose words integers are stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stored_as: Option<FileFormat>,
+    /// With what inputs products of integers are computed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activations: Option<Activations>,
 }
 
 fn conflict(option: &'static str, conflict: &str, expected: &str) -> Error {
@@ -151,6 +155,7 @@ impl RoundNearestSettings {
             symmetry: self.symmetry.unwrap_or_default(),
             granularity,
             scales: self.scales.unwrap_or(usual),
+            activations: self.activations.unwrap_or_default(),
         })
     }
 
@@ -162,6 +167,7 @@ impl RoundNearestSettings {
             ("symmetry", self.symmetry.is_some()),
             ("scales", self.scales.is_some()),
             ("scale-sign", self.scale_sign.is_some()),
+            ("activations", self.activations.is_some()),
         ];
         if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
             return Err(conflict(
@@ -242,6 +248,8 @@ impl From<RoundNearest> for RoundNearestSettings {
                 settings.symmetry = Some(scheme.symmetry);
                 settings.scales = Some(scheme.scales);
                 settings.stored_as = Some(pass.file());
+                settings.activations =
+                    Some(scheme.activations).filter(|activations| *activations != Activations::Float);
             }
             Number::Nf4(scheme) => {
                 settings.format = NumberFormat::Nf4;
@@ -283,6 +291,7 @@ mod tests {
             json!({ "bits": 3, "group": 64, "symmetry": "asymmetric", "scales": "bf16", "fit": "minmax" }),
             json!({ "bits": 8, "granularity": "tensor", "stored-as": "int-quantized", "scale-sign": "positive" }),
             json!({ "bits": 8, "stored-as": "bitsandbytes", "fit": "absmax" }),
+            json!({ "bits": 8, "stored-as": "int-quantized", "activations": "static" }),
             json!({ "bits": 2, "group": 64, "symmetry": "asymmetric", "fit": "hqq", "steps": 9, "norm": 0.5 }),
             json!({ "format": "nf4", "block": 32, "double-quant": true, "steps": 9, "weighting": "input-norms" }),
         ] {
@@ -312,6 +321,11 @@ mod tests {
             (json!({ "granularity": "channel", "group": 32 }), "contradicts the granularity"),
             (json!({ "stored-as": "bitsandbytes" }), "cannot hold int4 g128"),
             (json!({ "bits": 8, "stored-as": "bitsandbytes", "scales": "f16" }), "cannot hold int8 channel"),
+            (
+                json!({ "bits": 8, "stored-as": "bitsandbytes", "activations": "static" }),
+                "cannot hold int8 channel",
+            ),
+            (json!({ "format": "nf4", "activations": "dynamic" }), "belongs to integers"),
             (json!({ "stored-as": "int-quantized" }), "one byte per code"),
             (json!({ "format": "nf4", "stored-as": "compressed-tensors" }), "stored as bitsandbytes"),
             (json!({ "fit": "minmax", "steps": 3 }), "belongs to the search"),

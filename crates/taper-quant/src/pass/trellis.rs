@@ -7,17 +7,26 @@
 //! The code is [`crate::code::trellis`], the feedback [`crate::code::trellis_feedback`], the weight [`PackedTrellis`]. After
 //! QTIP (arXiv:2406.11235), but with few states, so that it encodes and decodes quickly without a GPU, and with streams down
 //! the rows, so that every column can have a rate of its own.
+//!
+//! As in [`super::gptq`], correlations are shrunk as far as the two halves of the calibration contradict each other, and with
+//! [`Trellis::asymmetric_calibration`] a layer makes up for what the layers before it became ([`super::asymmetric`]).
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::borrow::Cow;
 use taper_core::{
-    Context, Error as CoreError, Needs, Result, Rewrite, SharedWeight, Stage, WeightPass, weight::to_f32_vec,
+    Context, Error as CoreError, InputStats, Needs, Result, Rewrite, SharedWeight, Stage, WeightPass,
+    linalg::{Factor, Shrinkage},
+    report::{Measure, Unit},
+    weight::to_f32_vec,
 };
 
+use super::{asymmetric, gptq::cross, shrinkage};
 use crate::{
+    Error,
     code::trellis::StateBits,
     equivalence::{hadamard::named_seed, proxy::gram_of},
-    packed_trellis::{PackedTrellis, TrellisScheme},
+    packed_trellis::{Counted, PackedTrellis, TrellisScheme},
 };
 
 /// Whether errors are fed forward.
@@ -42,8 +51,10 @@ pub enum FeedbackFrom {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Trellis {
-    /// Bits per weight of the codes on average, 1 to 4.
+    /// Bits per weight on average.
     bits: f64,
+    /// What these bits are about: the codes, or everything that is stored.
+    counted: Counted,
     /// Bits of the state: 8, 10 or 12.
     state_bits: StateBits,
     /// Inputs that are mixed with each other; 1 for none.
@@ -52,13 +63,28 @@ pub struct Trellis {
     damping: f64,
     /// Whether errors are fed forward.
     feedback: FeedbackFrom,
+    /// How far correlations are shrunk.
+    #[serde(with = "shrinkage")]
+    shrinkage: Shrinkage,
+    /// The share of what the layers before changed that is made up for.
+    asymmetric_calibration: f64,
 }
 
 impl Default for Trellis {
     /// [`TrellisScheme::default`], fed forward through the Gram matrix.
     fn default() -> Self {
-        let TrellisScheme { state, bits, block, damping } = TrellisScheme::default();
-        Self { bits, state_bits: state, block, damping, feedback: FeedbackFrom::default() }
+        let TrellisScheme { state, bits, counted, block, damping } = TrellisScheme::default();
+        let (feedback, shrinkage) = (FeedbackFrom::default(), Shrinkage::default());
+        Self {
+            bits,
+            counted,
+            state_bits: state,
+            block,
+            damping,
+            feedback,
+            shrinkage,
+            asymmetric_calibration: 0.0,
+        }
     }
 }
 
@@ -104,20 +130,100 @@ impl Trellis {
         self
     }
 
+    /// With bits that are about the codes or about everything that is stored.
+    #[must_use]
+    pub fn counting(mut self, counted: Counted) -> Self {
+        self.counted = counted;
+        self
+    }
+
+    /// With correlations shrunk this far.
+    #[must_use]
+    pub fn shrunk(mut self, shrinkage: Shrinkage) -> Self {
+        self.shrinkage = shrinkage;
+        self
+    }
+
+    /// With this share, from 0 to 1, of what the layers before changed made up for ([`super::asymmetric`]); 0 is the default.
+    /// Above 0 it needs sequential calibration.
+    ///
+    /// # Errors
+    /// A share outside 0 to 1.
+    pub fn asymmetric_calibration(self, share: f64) -> crate::Result<Self> {
+        Self { asymmetric_calibration: share, ..self }.checked()
+    }
+
     /// The numbers of the encoding.
     #[must_use]
     pub fn scheme(&self) -> TrellisScheme {
-        TrellisScheme { state: self.state_bits, bits: self.bits, block: self.block, damping: self.damping }
+        let Self { state_bits: state, bits, counted, block, damping, .. } = *self;
+        TrellisScheme { state, bits, counted, block, damping }
     }
 
     fn checked(self) -> crate::Result<Self> {
-        self.scheme().check().map(|()| self)
+        self.scheme().check()?;
+        if !(0.0..=1.0).contains(&self.asymmetric_calibration) {
+            return Err(Error::Conflict {
+                option: super::gptq::ASYMMETRIC,
+                conflict: "is not between 0 and 1".into(),
+                expected: "choose a share, such as 1 (all of it)".into(),
+            });
+        }
+        Ok(self)
     }
+
+    /// What calibration makes of a weight: correlations shrunk, and the weight moved to where it makes up for the layers before,
+    /// where that is asked for. `None` where calibration kept no Gram matrix.
+    fn fed<'v>(
+        &self,
+        name: &str,
+        values: &'v [f32],
+        seen: &InputStats,
+        context: &Context<'_>,
+    ) -> crate::Result<Option<Fed<'v>>> {
+        let Some(gram) = &seen.gram else { return Ok(None) };
+        let d = gram.inputs();
+        let loudness: Vec<f64> = (0..d).map(|i| gram.get(i, i)).collect();
+        let mut order: Vec<usize> = (0..d).collect();
+        order.sort_by(|&a, &b| loudness[b].total_cmp(&loudness[a]));
+        let factor = Factor::new(gram, &order, self.shrinkage).ok_or_else(|| Error::Conflict {
+            option: "gram",
+            conflict: "holds numbers that are not finite, or none that are positive".into(),
+            expected: "calibrate again; no shrinkage can make up for that".into(),
+        })?;
+        context.measured(name, Measure::new("damping", factor.damped.factor, Unit::Share));
+        let share = self.asymmetric_calibration;
+        let values = if share > 0.0 {
+            let sums = (gram, cross(seen.cross.as_deref(), d)?);
+            Cow::Owned(asymmetric::target(values, sums, share, &order, &factor.ldl))
+        } else {
+            Cow::Borrowed(values)
+        };
+        let gram = shrunk(gram_of(seen).unwrap_or_default(), d, factor.damped.factor);
+        Ok(Some(Fed { values, gram: Some(gram) }))
+    }
+}
+
+/// What is encoded, and the Gram matrix to do it by.
+struct Fed<'v> {
+    values: Cow<'v, [f32]>,
+    gram: Option<Vec<f64>>,
+}
+
+/// (1 − α) G + α diag G of a full matrix `[d, d]`.
+fn shrunk(mut gram: Vec<f64>, d: usize, alpha: f64) -> Vec<f64> {
+    for (i, row) in gram.chunks_exact_mut(d.max(1)).enumerate() {
+        let loudness = row[i];
+        row.iter_mut().for_each(|value| *value *= 1.0 - alpha);
+        row[i] = loudness;
+    }
+    gram
 }
 
 impl std::fmt::Display for Trellis {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} bits", Self::KEY, self.bits)
+        let all = if self.counted == Counted::Everything { " in all" } else { "" };
+        write!(f, "{} {} bits{all}", Self::KEY, self.bits)
     }
 }
 
@@ -132,6 +238,7 @@ impl WeightPass for Trellis {
 
     fn needs(&self) -> Needs {
         match self.feedback {
+            FeedbackFrom::Gram if self.asymmetric_calibration > 0.0 => Needs::CrossGram,
             FeedbackFrom::Gram => Needs::Gram,
             FeedbackFrom::Nothing => Needs::Nothing,
         }
@@ -142,6 +249,7 @@ impl WeightPass for Trellis {
     }
 
     fn rewrite(&self, name: &str, weight: &SharedWeight, context: &Context<'_>) -> Result<Rewrite> {
+        self.checked()?;
         let encoding = weight.encoding();
         if !encoding.is_dense() {
             return Ok(Rewrite::left(format!("is encoded already, as {encoding}")));
@@ -155,11 +263,13 @@ impl WeightPass for Trellis {
         if rows * cols == 0 {
             return Ok(Rewrite::left("has no elements"));
         }
-        let gram = match self.feedback {
-            FeedbackFrom::Gram => context.stats(name).and_then(gram_of),
-            FeedbackFrom::Nothing => None,
-        };
         let values = to_f32_vec(weight.as_ref())?;
+        let seen = context.stats(name).filter(|_| self.feedback == FeedbackFrom::Gram);
+        let fed = match seen {
+            Some(seen) => self.fed(name, &values, seen, context)?,
+            None => None,
+        };
+        let Fed { values, gram } = fed.unwrap_or(Fed { values: Cow::Borrowed(&values), gram: None });
         let seed = named_seed(context.seed(), name);
         let packed = PackedTrellis::encode(&values, [rows, cols], &self.scheme(), gram.as_deref(), seed);
         packed.map(Rewrite::done).map_err(CoreError::from)

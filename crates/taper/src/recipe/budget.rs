@@ -6,6 +6,8 @@
 //! exclude = "*.k_proj.*"
 //! fused = "apart"               # or "together": layers that read one input share a format
 //! probes = 2                    # formats at which it is measured what an error in a weight costs
+//! bits = 3.0                    # optional: the budget where nothing else is asked for, bits per weight
+//! judged = 8                    # optional: windows (or sentences) to judge on
 //!
 //! [[candidate]]                 # a format to choose from; from the coarsest to the finest
 //! name = "gptq"
@@ -21,9 +23,9 @@
 //! Neighbours: [`crate::plan`] makes a plan of it; `taper_quant::allocate` measures and solves.
 
 use serde::Deserialize;
-use std::sync::Arc;
+use std::{num::NonZeroUsize, sync::Arc};
 use taper_core::{Checkpoint, Couplings};
-use taper_quant::allocate::{Menu, Together};
+use taper_quant::allocate::{Budget, Menu, Together};
 use toml::{
     Spanned,
     de::{DeTable, DeValue, ValueDeserializer},
@@ -52,6 +54,10 @@ pub struct Budgeted {
     pub fused: Fused,
     /// Who knows which layers read one input.
     pub couplings: Arc<dyn Couplings>,
+    /// The budget where nothing else is asked for.
+    pub budget: Option<Budget>,
+    /// Windows or sentences to judge on; as many as the judge likes where absent.
+    pub judged: Option<usize>,
 }
 
 impl std::fmt::Debug for Budgeted {
@@ -59,6 +65,8 @@ impl std::fmt::Debug for Budgeted {
         f.debug_struct("Budgeted")
             .field("menu", &self.menu)
             .field("fused", &self.fused)
+            .field("budget", &self.budget)
+            .field("judged", &self.judged)
             .finish_non_exhaustive()
     }
 }
@@ -85,6 +93,8 @@ impl Budgeted {
 struct Options {
     fused: Fused,
     probes: Option<usize>,
+    bits: Option<f64>,
+    judged: Option<NonZeroUsize>,
 }
 
 /// Formats at which it is measured what an error costs, where nothing is said: a coarse one and one from the middle, between
@@ -138,7 +148,13 @@ impl Tables<'_> {
         }
         let probes = options.probes.unwrap_or(PROBES);
         let menu = Menu { select, candidates, pins, probes };
-        Ok(Some(Budgeted { menu, fused: options.fused, couplings: Arc::clone(couplings) }))
+        Ok(Some(Budgeted {
+            menu,
+            fused: options.fused,
+            couplings: Arc::clone(couplings),
+            budget: options.bits.map(Budget::Bits),
+            judged: options.judged.map(NonZeroUsize::get),
+        }))
     }
 }
 

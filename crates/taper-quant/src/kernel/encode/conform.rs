@@ -86,8 +86,7 @@ fn scheme() -> impl Strategy<Value = Scheme> {
     (2u64..=8, granularity, any::<bool>(), scales).prop_map(|(bits, granularity, symmetric, scales)| Scheme {
         bits: Bits::new(bits).unwrap(),
         symmetry: if symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric },
-        granularity,
-        scales,
+        ..Scheme::new(Bits::EIGHT, granularity).with_scales(scales)
     })
 }
 
