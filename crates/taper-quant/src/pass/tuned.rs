@@ -60,8 +60,9 @@ pub struct Schedule {
 }
 
 impl Default for Schedule {
-    /// Fifty steps of four sequences (of 256 tokens, say): an eighth of the tokens that AutoRound reads (200 steps of eight),
-    /// and on a model of seven million parameters as close to the original: KL 0.068 at 2 bits, 0.0155 at 3.
+    /// Fifty steps of four sequences (of 256 tokens, say): an eighth of the tokens that AutoRound reads (200 steps of eight).
+    /// Half of the loss by the Fisher information, chosen on calibration text kept aside: on a model of seven million
+    /// parameters the KL is 1 per cent lower at 2 bits than without.
     fn default() -> Self {
         let arithmetic = Arithmetic::BF16;
         Self {
