@@ -6,6 +6,12 @@ use std::{
 };
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn add(bytes: usize) {
+    let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    PEAK.fetch_max(live, Ordering::Relaxed);
+}
 
 /// Put it behind `#[global_allocator]` to know what a weight really holds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -17,18 +23,26 @@ impl Counted {
     pub fn live() -> usize {
         LIVE.load(Ordering::Relaxed)
     }
+
+    /// The most that was held at once while `work` ran, beyond what was held before; of all threads, so run nothing beside it.
+    pub fn most_held<T>(work: impl FnOnce() -> T) -> (usize, T) {
+        let before = Self::live();
+        PEAK.store(before, Ordering::Relaxed);
+        let done = work();
+        (PEAK.load(Ordering::Relaxed).saturating_sub(before), done)
+    }
 }
 
 // SAFETY: every call is passed on unchanged.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
+        add(layout.size());
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
+        add(layout.size());
         // SAFETY: the caller's promise.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -40,7 +54,7 @@ unsafe impl GlobalAlloc for Counted {
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        LIVE.fetch_add(size, Ordering::Relaxed);
+        add(size);
         LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
         // SAFETY: the caller's promise.
         unsafe { System.realloc(at, layout, size) }

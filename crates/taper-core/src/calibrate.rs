@@ -185,14 +185,31 @@ impl Calibration {
 
     /// Statistics of a checkpoint's model, of every layer that reads vectors (those outside the blocks too).
     ///
-    /// It holds all of them at once: for Gram matrices of a large model leave it to the driver, which keeps one block's.
+    /// It holds all of them at once: for Gram matrices of a large model use [`Calibration::visit`], or leave it to the driver.
     /// Errors name the layer where an input is not finite or too few tokens were seen.
     pub fn stats(&self, checkpoint: &Checkpoint, needs: Needs, progress: &dyn Progress) -> Result<Stats> {
+        let mut all = Vec::new();
+        self.visit(checkpoint, needs, progress, &mut |stats| {
+            all.extend(stats.iter().map(|(name, seen)| (name.to_owned(), Arc::clone(seen))));
+            Ok(())
+        })?;
+        Ok(all.into_iter().collect())
+    }
+
+    /// [`Calibration::stats`], block by block: `look` is given those of each block, then those of what comes after the last, and
+    /// they are forgotten when it returns.
+    pub fn visit(
+        &self,
+        checkpoint: &Checkpoint,
+        needs: Needs,
+        progress: &dyn Progress,
+        look: &mut dyn FnMut(&Stats) -> Result<()>,
+    ) -> Result<()> {
         let blocks = self.blocks.as_ref();
         let wanted = wanted(checkpoint, |_| true)?;
         let places = places(blocks, checkpoint)?;
         let mut states = States::enter(self, checkpoint)?;
-        let mut all = Vec::new();
+        let mut seen_any = false;
         for (at, &place) in places.iter().enumerate() {
             let station = Station::new(blocks, place, checkpoint, wanted.clone())?;
             let mut sums = Sums::new(needs);
@@ -205,19 +222,20 @@ impl Calibration {
                 }
                 step(progress, at, places.len())?;
             }
-            all.extend(sums.finish(self.least_tokens)?.iter().map(|(n, s)| (n.to_owned(), Arc::clone(s))));
+            drop(station);
+            let stats = sums.finish(self.least_tokens)?;
+            seen_any |= !stats.is_empty();
+            look(&stats)?;
         }
         step(progress, places.len(), places.len())?;
-        let stats: Stats = all.into_iter().collect();
-        if stats.is_empty() {
-            return Err(Error::Stats {
-                site: "*".into(),
-                message:
-                    "no layer of the model showed its inputs; build its layers with the builder's observer"
-                        .into(),
-            });
+        if seen_any {
+            return Ok(());
         }
-        Ok(stats)
+        Err(Error::Stats {
+            site: "*".into(),
+            message: "no layer of the model showed its inputs; build its layers with the builder's observer"
+                .into(),
+        })
     }
 }
 

@@ -30,6 +30,7 @@ pub mod threads;
 
 mod loops;
 mod scalar;
+pub(crate) mod strided;
 mod table;
 mod vector;
 

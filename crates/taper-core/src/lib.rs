@@ -31,7 +31,7 @@ pub use codec::{Claim, Codec, Codecs, StoredWeight};
 pub use coupling::{Coupling, Couplings};
 pub use error::{Error, Result};
 pub use observe::{Observer, Recorder};
-pub use pass::{Context, Coordinates, Needs, Outline, Pass, Rewrite, Stage, WeightPass};
+pub use pass::{Context, Coordinates, Needs, Outline, Pass, Reading, Rewrite, Stage, WeightPass};
 pub use pipeline::{Pipeline, Run};
 pub use progress::{Event, Flow, Progress, Silent};
 pub use report::{Outcome, Report};

@@ -8,7 +8,7 @@
 //! diagonal was made 1, in f64 where f32 does not suffice, and with more shrinkage where that does not either; which it
 //! was is part of the result.
 //!
-//! Neighbours: [`crate::stats`] sums Gram matrices. Products are those of the `gemm` crate, which candle uses as well.
+//! Neighbours: [`crate::stats`] sums Gram matrices. Products of f32 are those of `kernel/`, of f64 those of the `gemm` crate.
 
 mod kernel;
 
@@ -17,7 +17,7 @@ pub mod ldl;
 pub mod shrink;
 pub mod symmetric;
 
-pub use factor::{Damped, Factor, Precision, Shrinkage};
+pub use factor::{Damped, Factor, Factors, Precision, Shrinkage};
 pub use kernel::{Real, View, product};
 pub use ldl::Ldl;
 pub use symmetric::Symmetric;

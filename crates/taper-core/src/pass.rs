@@ -13,6 +13,7 @@ use std::{
 
 use crate::{
     Calibration, Checkpoint, Error, Event, Flow, Progress, Result, Select,
+    linalg::{Factor, Factors, Shrinkage},
     pipeline::shelf::{Finished, Shelf},
     report::{Measure, Outcome},
     stats::{InputStats, Stats},
@@ -65,7 +66,9 @@ impl fmt::Display for Needs {
             Self::Batches => "calibration batches",
             Self::InputNorms => "input norms",
             Self::Gram => "input gram matrices",
-            Self::CrossGram => "input gram matrices beside those of the original",
+            Self::CrossGram => {
+                "input gram matrices beside the original model's, which sequential calibration alone gathers,"
+            }
         })
     }
 }
@@ -79,6 +82,16 @@ pub enum Coordinates {
     Kept,
     /// They are scaled or turned: statistics gathered before the pass are of something else afterwards.
     Changed,
+}
+
+/// How a pass that sees the whole checkpoint reads the statistics that it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Reading {
+    /// All of them at once, with [`Context::stats`].
+    #[default]
+    AtOnce,
+    /// Block by block, with [`Context::visit_stats`]: the driver holds those of one block at a time.
+    ByBlock,
 }
 
 /// What became of one weight.
@@ -229,6 +242,11 @@ pub trait Pass: Send + Sync + fmt::Debug {
         Coordinates::Kept
     }
 
+    /// How it reads statistics. With [`Reading::ByBlock`] there is nothing in [`Context::stats`].
+    fn reading(&self) -> Reading {
+        Reading::AtOnce
+    }
+
     /// The pass as a change to single weights, where it is no more than that: the driver then traverses, streams and
     /// resumes it, and never calls `run`.
     fn weightwise(&self) -> Option<Weightwise<'_>> {
@@ -295,7 +313,10 @@ impl<P: WeightPass> Pass for Each<P> {
 #[derive(Debug)]
 pub struct Context<'a> {
     stats: Option<&'a Stats>,
+    factors: Factors,
     calibration: Option<&'a Calibration>,
+    /// What is gathered for [`Context::visit_stats`], and the tokens that layers saw so far.
+    gathered: Option<(Needs, Mutex<BTreeMap<String, u64>>)>,
     shelf: Shelf,
     seed: u64,
     progress: ProgressRef<'a>,
@@ -316,7 +337,20 @@ impl<'a> Context<'a> {
     #[must_use]
     pub fn new(stats: Option<&'a Stats>, seed: u64, progress: &'a dyn Progress) -> Self {
         let (progress, outcomes, measures) = (ProgressRef(progress), Mutex::default(), Mutex::default());
-        Self { stats, calibration: None, shelf: Shelf::default(), seed, progress, outcomes, measures }
+        let (factors, shelf) = (Factors::default(), Shelf::default());
+        Self { stats, factors, calibration: None, gathered: None, shelf, seed, progress, outcomes, measures }
+    }
+
+    /// With these statistics gathered when the pass visits them.
+    pub(crate) fn gathering(mut self, needs: Option<Needs>) -> Self {
+        self.gathered = needs.map(|needs| (needs, Mutex::default()));
+        self
+    }
+
+    /// The tokens that each layer saw on visits; none where nothing was gathered for any.
+    pub(crate) fn take_gathered(&self) -> Option<BTreeMap<String, u64>> {
+        let (_, seen) = self.gathered.as_ref()?;
+        Some(std::mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// With the model's blocks and what to run them on.
@@ -361,6 +395,39 @@ impl<'a> Context<'a> {
     #[must_use]
     pub fn stats(&self, weight: &str) -> Option<&'a InputStats> {
         self.stats.and_then(|s| s.get(weight))
+    }
+
+    /// Statistics of the model of `checkpoint`, for a pass over all of it that reads them [`Reading::ByBlock`]: `look` is given
+    /// those of one block after another, or all at once where they were there before. They are not kept.
+    pub fn visit_stats(
+        &self,
+        checkpoint: &Checkpoint,
+        look: &mut dyn FnMut(&Stats) -> Result<()>,
+    ) -> Result<()> {
+        match (self.stats, self.calibration, &self.gathered) {
+            (None, Some(calibration), Some((needs, seen))) => {
+                calibration.visit(checkpoint, *needs, self.progress.0, &mut |stats| {
+                    let counts = stats.iter().map(|(name, stats)| (name.to_owned(), stats.count));
+                    seen.lock().unwrap_or_else(PoisonError::into_inner).extend(counts);
+                    look(stats)
+                })
+            }
+            (stats, ..) => look(stats.unwrap_or(&Stats::default())),
+        }
+    }
+
+    /// The factor of the Gram matrix of a layer's inputs, made once for layers that read one input and are rewritten one after
+    /// the other ([`linalg::Factor::new`](crate::linalg::Factor::new)). `None` without a Gram matrix, and where it cannot be
+    /// factored.
+    #[must_use]
+    pub fn factor(&self, weight: &str, order: &[usize], shrinkage: Shrinkage) -> Option<Arc<Factor>> {
+        let stats = self.stats?;
+        let seen = stats.shared(weight)?;
+        if stats.readers(seen) > 1 {
+            return self.factors.get(seen, order, shrinkage);
+        }
+        // Nobody else wants it: it is not held while what came of it is verified.
+        Factor::new(seen.gram.as_ref()?, order, shrinkage).map(Arc::new)
     }
 
     /// The run's seed, for passes that draw numbers.

@@ -16,8 +16,9 @@ use serde_json::{Value, json};
 use std::{collections::BTreeSet, fmt, path::Path, sync::Arc, time::Instant};
 
 use crate::{
-    Calibration, Checkpoint, Context, Coordinates, Error, Needs, Outcome, Pass, Progress, Report, Result,
-    Select, Silent, Stats,
+    Calibration, Checkpoint, Context, Coordinates, Error, InputStats, Needs, Outcome, Pass, Progress, Report,
+    Result, Select, Silent, Stats,
+    calibrate::Mode,
     report::{Calibrated, PassReport, Totals},
     store::{DEFAULT_SHARD_BYTES, output::Resume},
     verify,
@@ -246,12 +247,20 @@ impl Pipeline {
 
     /// Errors where a pass needs what the run does not have.
     fn check_needs(passes: &[Arc<dyn Pass>], run: &Run<'_>) -> Result<()> {
+        let given = |has: &dyn Fn(&InputStats) -> bool| {
+            run.stats.is_some_and(|stats| stats.iter().all(|(_, seen)| has(seen)))
+        };
         let fulfilled = |needs| match needs {
             Needs::Nothing => true,
             Needs::Batches => run.calibration.is_some(),
+            // Only where layers see what those before them became there is an original beside them.
+            Needs::CrossGram if run.stats.is_none() => {
+                run.calibration.is_some_and(|calibration| calibration.mode(needs) == Mode::Sequential)
+            }
             _ if run.stats.is_none() => run.calibration.is_some(),
             Needs::InputNorms => true,
-            _ => run.stats.is_some_and(|stats| stats.iter().all(|(_, seen)| seen.gram.is_some())),
+            Needs::Gram => given(&|seen| seen.gram.is_some()),
+            Needs::CrossGram => given(&|seen| seen.gram.is_some() && seen.cross.is_some()),
         };
         match passes.iter().find(|p| !fulfilled(p.needs())) {
             Some(pass) => Err(Error::NeedsStats { pass: pass.name().to_owned(), needs: pass.needs() }),

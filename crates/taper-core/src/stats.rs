@@ -120,9 +120,34 @@ impl Stats {
         self.0.get(weight).map(Arc::as_ref)
     }
 
+    /// The same, as layers with one input share it.
+    pub(crate) fn shared(&self, weight: &str) -> Option<&Arc<InputStats>> {
+        self.0.get(weight)
+    }
+
+    /// How many layers share this value.
+    pub(crate) fn readers(&self, seen: &Arc<InputStats>) -> usize {
+        self.0.values().filter(|other| Arc::ptr_eq(other, seen)).count()
+    }
+
     /// All layers and what they saw; layers with one input share one value.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<InputStats>)> {
         self.0.iter().map(|(name, stats)| (name.as_str(), stats))
+    }
+
+    /// The same, apart by inputs: layers that share one are together, in the order of their first names.
+    pub(crate) fn by_input(self) -> Vec<Self> {
+        let mut parts: Vec<Self> = Vec::new();
+        for (name, seen) in self.0 {
+            let known = parts.iter_mut().find(|part| part.0.values().any(|other| Arc::ptr_eq(other, &seen)));
+            match known {
+                Some(part) => {
+                    part.0.insert(name, seen);
+                }
+                None => parts.push(Self(BTreeMap::from([(name, seen)]))),
+            }
+        }
+        parts
     }
 
     /// How many layers were observed.

@@ -23,7 +23,7 @@ use std::borrow::Cow;
 
 use crate::{
     Error, Result,
-    kernel::encode::{Method, Number, Spread, Spreading},
+    kernel::encode::{Encoders, Method, Number, Spread, Spreading},
     scheme::{Bits, ScaleType, Scheme, Symmetry},
 };
 
@@ -148,6 +148,50 @@ impl Fit {
     pub fn grid(&self, sample: Sample<'_>, scheme: &Scheme) -> std::result::Result<Grid, f32> {
         let (low, high) = sample.extremes();
         self.grid_within(sample, low, high, scheme)
+    }
+
+    /// The grids of groups of `span` values each, with weights that they share: each as [`Fit::grid`] gives it, but searched side
+    /// by side.
+    ///
+    /// # Errors
+    /// The number of the first group whose scale cannot be stored, and that scale.
+    pub(crate) fn grids(
+        &self,
+        values: &[f32],
+        span: usize,
+        importance: Option<&[f32]>,
+        scheme: &Scheme,
+        out: &mut [Grid],
+    ) -> std::result::Result<(), (usize, f32)> {
+        let one = |group| Sample::weighted(group, importance);
+        let groups = || values.chunks(span.max(1));
+        let hunt = self.hunt(scheme).filter(|_| span <= search::LONGEST);
+        let Some((number, method)) = hunt else {
+            for (at, (group, out)) in groups().zip(out).enumerate() {
+                *out = self.grid(one(group), scheme).map_err(|scale| (at, scale))?;
+            }
+            return Ok(());
+        };
+        let weights = one(&values[..span.min(values.len())]).repeated();
+        let mut tiles = Tiles::new(Encoders::active(), number, method, span, weights.is_some());
+        let (spread, last) = (self.spread(scheme), out.len().saturating_sub(1));
+        for (at, group) in groups().enumerate() {
+            let (low, high) = one(group).extremes();
+            out[at] = Grid::OF_ZEROS;
+            if low != 0.0 || high != 0.0 {
+                out[at] = minmax::grid(low, high, scheme).map_err(|scale| (at, scale))?;
+                if search::searchable(low, high) {
+                    tiles.put(at, group, weights.as_deref(), low, high);
+                }
+            }
+            if tiles.full() || at == last {
+                tiles.run().for_each(|found| {
+                    out[found.place] = Grid { scale: found.scale, zero: found.zero as i32 };
+                });
+            }
+        }
+        let unheld = out.iter().position(|grid| !spread.holds(grid.scale, grid.zero as f32));
+        unheld.map_or(Ok(()), |at| Err((at, out[at].scale)))
     }
 
     /// As [`Fit::grid`], for a sample whose extremes are known; only some fits look at its values.

@@ -20,7 +20,7 @@ pub mod trellis;
 pub mod tuned;
 pub mod tuned_settings;
 
-pub use asymmetric::Inputs;
+pub use asymmetric::{Asymmetry, Inputs};
 pub use awq::Awq;
 pub use awq_settings::{AwqSettings, Clip, Score};
 pub use gptq::{Fed, Gptq};

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! This is GPTQ to the letter (theorem 1 of QuIP, Chee et al., 2023) without an inverse and without updating the rest of W:
-//! what all columns before a group contribute to it is one product, and W is read once.
+//! what all columns before a group contribute to it is one product, and W is read once. Within a group it is a product for
+//! every strip of columns, and column by column within a strip only.
 //!
 //! A group's grid is found when its turn comes, on the targets t with the importances D: precisely the error that will be
 //! left. Groups are settled whole, so codes stay in natural order and no index of groups is stored.
@@ -115,13 +116,30 @@ pub struct Settled<G> {
     pub loss: f64,
 }
 
-/// Rows per task: a product wants many, the cache and short weights few.
+/// Rows per task: a product wants many, the cache and short weights few. Whole tiles of it, and whole lanes.
 fn rows_per_task(rows: usize) -> usize {
-    (rows / 8).next_multiple_of(LANES).clamp(LANES, 256)
+    (rows / 8).next_multiple_of(48).clamp(48, 240)
 }
 
 /// Rows settled side by side.
 const LANES: usize = 16;
+
+/// Columns of a block that are settled one by one; what the strips before contribute to them is a product.
+const STRIP: usize = 32;
+
+/// Some rows, while they are settled.
+struct Rows<'a, G> {
+    /// Their values, `[rows, d]`.
+    w: &'a [f32],
+    /// Their codes, `[rows, d]`.
+    codes: &'a mut [u8],
+    /// Their grids, `[rows, groups]`.
+    grids: &'a mut [G],
+    /// E, column by column in the order of the factor: `[d, rows]`.
+    errors: Vec<f32>,
+    /// How many.
+    count: usize,
+}
 
 impl<C: NearestCode> Settling<'_, C> {
     /// Settles a weight, `[rows, d]` row-major.
@@ -144,7 +162,9 @@ impl<C: NearestCode> Settling<'_, C> {
             .zip(values.par_chunks(piece * d))
             .enumerate()
             .map(|(i, ((codes, grids), values))| {
-                let done = self.rows(values, codes, grids);
+                let count = values.len() / d;
+                let errors = vec![0f32; values.len()];
+                let done = self.rows(&mut Rows { w: values, codes, grids, errors, count });
                 done.map_err(|(row, scale)| (i * piece + row, scale))
             })
             .collect();
@@ -152,10 +172,8 @@ impl<C: NearestCode> Settling<'_, C> {
         Ok(Settled { codes, grids, loss })
     }
 
-    fn rows(&self, w: &[f32], codes: &mut [u8], grids: &mut [C::Grid]) -> Result<f64, (usize, f32)> {
+    fn rows(&self, rows: &mut Rows<'_, C::Grid>) -> Result<f64, (usize, f32)> {
         let d = self.plan.order.len();
-        let rows = w.len() / d;
-        let mut errors = vec![0f32; w.len()];
         let mut targets = Vec::new();
         let mut loss = 0.0;
         for block in &self.plan.blocks {
@@ -163,20 +181,39 @@ impl<C: NearestCode> Settling<'_, C> {
             let (from, to, width) = (d - block.end, d - block.start, block.len());
             let columns: Vec<usize> = self.plan.order[block.clone()].iter().rev().copied().collect();
             targets.clear();
-            for row in w.chunks_exact(d) {
+            for row in rows.w.chunks_exact(d) {
                 targets.extend(columns.iter().map(|&c| row[c]));
             }
-            if to < d {
-                let lower = &self.factor.lower()[to * d + from..];
-                let (left, right) = (View::rows(&errors[to..], d), View::rows(lower, d));
-                product(&mut targets, width, (rows, width, d - to), (1.0, 1.0), left, right);
-            }
+            self.feed(&mut targets, width, width, (from, to..d), rows);
             if self.plan.adaptive && self.fixed.is_none() {
-                self.fit(&targets, &columns, from, grids)?;
+                self.fit(&targets, &columns, from, rows.grids)?;
             }
-            loss += self.block(w, &mut targets, &columns, from, &mut errors, codes, grids);
+            for start in (0..width).step_by(STRIP).collect::<Vec<_>>().into_iter().rev() {
+                let end = (start + STRIP).min(width);
+                self.feed(&mut targets[start..], width, end - start, (from + start, from + end..to), rows);
+                loss += self.strip(&targets[start..], width, &columns[start..end], from + start, rows);
+            }
         }
         Ok(loss)
+    }
+
+    /// Adds to the targets of some columns, `[rows, width]` with rows `stride` apart, what the settled ones contribute; `first`
+    /// is the place of the first column in the factor.
+    fn feed(
+        &self,
+        targets: &mut [f32],
+        stride: usize,
+        width: usize,
+        (first, settled): (usize, Range<usize>),
+        rows: &Rows<'_, C::Grid>,
+    ) {
+        if settled.is_empty() {
+            return;
+        }
+        let d = self.plan.order.len();
+        let left = View::columns(&rows.errors[settled.start * rows.count..], rows.count);
+        let right = View::rows(&self.factor.lower()[settled.start * d + first..], d);
+        product(targets, stride, (rows.count, width, settled.len()), (1.0, 1.0), left, right);
     }
 
     /// The grids of one group of some rows, on their targets.
@@ -194,36 +231,36 @@ impl<C: NearestCode> Settling<'_, C> {
         natural.sort_by_key(|&i| columns[i]);
         let pivots = &self.factor.pivots()[from..from + width];
         let importance = importance(natural.iter().map(|&i| (pivots[i], self.dead[columns[i]])));
-        let mut sample = vec![0f32; width];
-        for (row, targets) in targets.chunks_exact(width).enumerate() {
-            sample.iter_mut().zip(&natural).for_each(|(out, &i)| *out = targets[i]);
-            let sample = Sample::weighted(&sample, importance.as_deref());
-            grids[row * groups + group] = self.codes.grid(sample).map_err(|scale| (row, scale))?;
+        let mut samples = Vec::with_capacity(targets.len());
+        for targets in targets.chunks_exact(width) {
+            samples.extend(natural.iter().map(|&i| targets[i]));
+        }
+        let mut found = vec![C::Grid::default(); targets.len() / width];
+        self.codes.grids(&samples, width, importance.as_deref(), &mut found)?;
+        for (row, grid) in grids.chunks_exact_mut(groups).zip(found) {
+            row[group] = grid;
         }
         Ok(())
     }
 
-    /// Settles one block of some rows and returns what it costs.
-    #[expect(clippy::too_many_arguments, reason = "buffers of one loop")]
-    fn block(
+    /// Settles a strip of columns of some rows and returns what it costs. Targets are `[rows, columns]`, rows `stride` apart.
+    fn strip(
         &self,
-        w: &[f32],
-        targets: &mut [f32],
+        targets: &[f32],
+        stride: usize,
         columns: &[usize],
         from: usize,
-        errors: &mut [f32],
-        codes: &mut [u8],
-        grids: &[C::Grid],
+        rows: &mut Rows<'_, C::Grid>,
     ) -> f64 {
-        let (d, width) = (self.plan.order.len(), columns.len());
+        let (d, width, count) = (self.plan.order.len(), columns.len(), rows.count);
         let groups = d.div_ceil(self.plan.span);
         let (lower, pivots) = (self.factor.lower(), self.factor.pivots());
-        let mut tile = vec![[0f32; LANES]; width];
+        let mut tile = [[0f32; LANES]; STRIP];
         let mut loss = 0.0;
-        for (first, targets) in targets.chunks_mut(LANES * width).enumerate().map(|(i, t)| (i * LANES, t)) {
-            let lanes = targets.len() / width;
-            for (lane, row) in targets.chunks_exact(width).enumerate() {
-                tile.iter_mut().zip(row).for_each(|(column, &t)| column[lane] = t);
+        for first in (0..count).step_by(LANES) {
+            let lanes = LANES.min(count - first);
+            for (lane, row) in targets[first * stride..].chunks(stride).take(lanes).enumerate() {
+                tile.iter_mut().zip(&row[..width]).for_each(|(column, &t)| column[lane] = t);
             }
             for i in (0..width).rev() {
                 let (column, at) = (columns[i], from + i);
@@ -232,13 +269,13 @@ impl<C: NearestCode> Settling<'_, C> {
                 for lane in 0..lanes {
                     let row = first + lane;
                     let t = tile[i][lane];
-                    let grid = grids[row * groups + column / self.plan.span];
+                    let grid = rows.grids[row * groups + column / self.plan.span];
                     let (code, value) = self.codes.nearest(grid, t);
-                    codes[row * d + column] = code;
-                    error[lane] = w[row * d + column] - value;
-                    errors[row * d + at] = error[lane];
+                    rows.codes[row * d + column] = code;
+                    error[lane] = rows.w[row * d + column] - value;
                     lost += f64::from(t - value) * f64::from(t - value);
                 }
+                rows.errors[at * count + first..][..lanes].copy_from_slice(&error[..lanes]);
                 if !self.dead[column] {
                     loss += pivots[at] * lost;
                 }
@@ -272,24 +309,36 @@ impl<C: NearestCode> Settling<'_, C> {
         }
         let importances: Vec<Option<Vec<f32>>> =
             by_column.chunks(self.plan.span).map(|group| importance(group.iter().copied())).collect();
-        let rows: Vec<_> = values
-            .par_chunks(d.max(1))
-            .enumerate()
-            .map(|(row, values)| {
-                let groups = values.chunks(self.plan.span).zip(&importances);
-                groups
-                    .map(|(x, w)| {
-                        let sample = Sample::weighted(x, w.as_deref());
-                        self.codes.grid(sample).map_err(|scale| (row, scale))
-                    })
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .collect();
-        let mut grids = Vec::new();
-        for row in rows {
-            grids.extend(row?);
+        let groups = importances.len();
+        let mut grids = vec![C::Grid::default(); values.len() / d.max(1) * groups];
+        let piece = rows_per_task(values.len() / d.max(1));
+        let tasks = values.par_chunks((piece * d).max(1)).zip(grids.par_chunks_mut((piece * groups).max(1)));
+        let failed = tasks.enumerate().find_map_first(|(task, (values, grids))| {
+            let failed = self.fit_rows(values, &importances, grids).err();
+            failed.map(|(row, scale)| (task * piece + row, scale))
+        });
+        failed.map_or(Ok(grids), Err)
+    }
+
+    /// Grids for all groups of some rows.
+    fn fit_rows(
+        &self,
+        values: &[f32],
+        importances: &[Option<Vec<f32>>],
+        grids: &mut [C::Grid],
+    ) -> Result<(), (usize, f32)> {
+        let (d, span, groups) = (self.plan.order.len(), self.plan.span, importances.len());
+        for (group, importance) in importances.iter().enumerate() {
+            let columns = group * span..((group + 1) * span).min(d);
+            let samples: Vec<f32> =
+                values.chunks_exact(d).flat_map(|row| &row[columns.clone()]).copied().collect();
+            let mut found = vec![C::Grid::default(); values.len() / d];
+            self.codes.grids(&samples, columns.len(), importance.as_deref(), &mut found)?;
+            for (row, grid) in grids.chunks_exact_mut(groups).zip(found) {
+                row[group] = grid;
+            }
         }
-        Ok(grids)
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use taper_core::{
 };
 use taper_quant::{
     Error, Fit, Gptq, Granularity, IntLayout, PackedInt, RoundNearest, Scheme,
-    codec::bitsandbytes_nf4::ValueType, settle::Order,
+    codec::bitsandbytes_nf4::ValueType, pass::Asymmetry, settle::Order,
 };
 
 /// Numbers that look random, roughly normal.
@@ -340,14 +340,14 @@ fn asymmetric_calibration_nears_the_least_squares_answer_to_the_original_output(
     }
     let gram = stats.gram.as_ref().unwrap();
     let inputs = taper_quant::pass::Inputs { gram, cross: stats.cross.as_deref() };
-    let distance_at = |share: f64| {
+    let distance_at = |share: Asymmetry| {
         let pass = pass(8, 32).shrunk(Shrinkage::Fixed(0.0)).asymmetric_calibration(share);
         let fed = pass.ints(&w, &[rows, d], inputs, &scheme(8, 32), IntLayout::Taper).unwrap();
         let v: Vec<f64> = decoded(&fed.weight).into_iter().map(f64::from).collect();
         distance(&w, &original, &v, &x, d)
     };
     let least = distance(&w, &original, &best, &x, d);
-    let [off, half, on] = [0.0, 0.5, 1.0].map(distance_at);
+    let [off, half, on] = [Asymmetry::Off, Asymmetry::Share(0.5), Asymmetry::Share(1.0)].map(distance_at);
     assert!(least < 0.1 * off, "the closed form {least} should be far below {off}");
     // What is left above the closed form is the rounding to 8 bits; half the step leaves a quarter of the rest.
     assert!(on < least + 0.01 * (off - least), "{on} against {least} of the closed form and {off} without");
@@ -367,10 +367,10 @@ fn no_share_of_asymmetric_calibration_is_plain_feedback_bit_for_bit() {
     };
     let both = taper_quant::pass::Inputs { gram, cross: stats.cross.as_deref() };
     let plain = run(pass(3, 32), gram.into());
-    assert_eq!(plain, run(pass(3, 32).asymmetric_calibration(0.0), both));
-    assert_ne!(plain, run(pass(3, 32).asymmetric_calibration(1.0), both));
-    assert_eq!(pass(3, 32).asymmetric_calibration(0.0).needs(), Needs::Gram);
-    assert_eq!(pass(3, 32).asymmetric_calibration(1.0).needs(), Needs::CrossGram);
+    assert_eq!(plain, run(pass(3, 32).asymmetric_calibration(Asymmetry::Off), both));
+    assert_ne!(plain, run(pass(3, 32).asymmetric_calibration(Asymmetry::Share(1.0)), both));
+    assert_eq!(pass(3, 32).asymmetric_calibration(Asymmetry::Off).needs(), Needs::Gram);
+    assert_eq!(pass(3, 32).asymmetric_calibration(Asymmetry::Share(1.0)).needs(), Needs::CrossGram);
 }
 
 #[test]
@@ -384,7 +384,7 @@ fn asymmetric_calibration_does_not_depend_on_threads() {
                 gram: stats.gram.as_ref().unwrap(),
                 cross: stats.cross.as_deref(),
             };
-            let pass = pass(3, 32).asymmetric_calibration(1.0);
+            let pass = pass(3, 32).asymmetric_calibration(Asymmetry::Share(1.0));
             let fed = pass.ints(&w, &[rows, d], inputs, &scheme(3, 32), IntLayout::Taper).unwrap();
             (decoded(&fed.weight), fed.loss.to_bits())
         })
@@ -399,7 +399,7 @@ fn asymmetric_calibration_without_the_original_inputs_is_an_error() {
     let gram = gram(&tokens(600, d, 8, 0.5), d);
     let run = |share: f64, cross: Option<&[f64]>| {
         let inputs = taper_quant::pass::Inputs { gram: &gram, cross };
-        let pass = pass(4, 32).asymmetric_calibration(share);
+        let pass = pass(4, 32).asymmetric_calibration(Asymmetry::Share(share));
         pass.ints(&w, &[rows, d], inputs, &scheme(4, 32), IntLayout::Taper).unwrap_err()
     };
     let error = run(1.0, None);
@@ -409,6 +409,6 @@ fn asymmetric_calibration_without_the_original_inputs_is_an_error() {
     let mut broken = vec![0.0; d * d];
     broken[70] = f64::NAN;
     assert!(matches!(run(0.5, Some(&broken)), Error::NotFinite { count: 1, first: 70 }));
-    let refused = pass(4, 32).asymmetric_calibration(1.5).check().unwrap_err();
+    let refused = pass(4, 32).asymmetric_calibration(Asymmetry::Share(1.5)).check().unwrap_err();
     assert!(refused.to_string().contains("choose a share"), "{refused}");
 }

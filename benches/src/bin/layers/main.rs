@@ -6,9 +6,10 @@
 //! ```
 //!
 //! `cargo run --release -p taper-benches --bin layers -- --rows 512` prints the table; `--json` the same as JSON.
-//! `--rows 4096 --width 4096 --only gptq` times whole layers.
+//! `--width 4096 --time` checks and times the jobs of one whole layer.
 
 mod methods;
+mod timing;
 
 use clap::Parser;
 use rand::Rng;
@@ -50,6 +51,9 @@ struct Arguments {
     /// Only methods whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Instead, the seconds of each job of a square layer, four bits.
+    #[arg(long, requires = "width")]
+    time: bool,
     /// The seed of everything random.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -97,7 +101,12 @@ fn run(arguments: &Arguments, setting: Setting) -> Result<(), Box<dyn std::error
     let inputs = Inputs::new(setting, &mut random);
     let (seen, fresh) =
         (inputs.tokens(arguments.tokens, &mut random), inputs.tokens(arguments.tokens, &mut random));
-    let weights: Vec<f32> = (0..arguments.rows * width).map(|_| StandardNormal.sample(&mut random)).collect();
+    let rows = if arguments.time { width } else { arguments.rows };
+    let weights: Vec<f32> = (0..rows * width).map(|_| StandardNormal.sample(&mut random)).collect();
+    if arguments.time {
+        let (weights, seen, fresh) = (weights.as_slice(), seen.as_slice(), fresh.as_slice());
+        return timing::Job { width, group: arguments.group, weights, seen, fresh }.run();
+    }
     let mut sums = Accumulator::new(width, Needs::Gram);
     sums.add("layer", &seen)?;
     let stats = sums.finish("layer")?;

@@ -77,7 +77,8 @@ impl Layer<'_> {
     }
 }
 
-fn decoded(packed: &PackedInt) -> Vec<f32> {
+/// All values of a matrix.
+pub(crate) fn decoded(packed: &PackedInt) -> Vec<f32> {
     let mut values = vec![0f32; packed.rows() * packed.cols()];
     for (row, out) in values.chunks_exact_mut(packed.cols()).enumerate() {
         packed.decode_row(row, out);

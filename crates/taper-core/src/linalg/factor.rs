@@ -11,8 +11,9 @@
 //! tried; then α grows, step by step. What happened is in [`Damped`]; there is no other way out than an error.
 
 use super::{Ldl, Symmetric, kernel::Real, shrink};
-use crate::stats::Gram;
+use crate::stats::{Gram, InputStats};
 use rayon::prelude::*;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How far correlations are shrunk.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -71,8 +72,7 @@ impl Factor {
     #[must_use]
     pub fn new(gram: &Gram, order: &[usize], shrinkage: Shrinkage) -> Option<Self> {
         let reversed: Vec<usize> = order.iter().rev().copied().collect();
-        let total = gram.total();
-        let scales = scales(&total, &reversed);
+        let scales = scales(gram, &reversed);
         let wished = match shrinkage {
             Shrinkage::Fixed(alpha) => alpha.clamp(0.0, 1.0),
             Shrinkage::CrossValidated => {
@@ -88,11 +88,11 @@ impl Factor {
         loop {
             let damped = |precision| Damped { wished, factor: alpha, tries, precision, dead };
             // In exact arithmetic no pivot is below α; one below half of it is rounding.
-            let single = correlations::<f32>(&total, &reversed, &scales, alpha);
+            let single = correlations::<f32, _>(gram, &reversed, &scales, alpha);
             if let Some(ldl) = Ldl::of(single, reversed.len(), (alpha / 2.0).max(1e-5)) {
                 return Some(Self { ldl: ldl.rescaled(&back), damped: damped(Precision::Single) });
             }
-            let double = correlations::<f64>(&total, &reversed, &scales, alpha);
+            let double = correlations::<f64, _>(gram, &reversed, &scales, alpha);
             if let Some(ldl) = Ldl::of(double, reversed.len(), (alpha / 2.0).max(1e-10)) {
                 return Some(Self { ldl: ldl.rescaled(&back), damped: damped(Precision::Double) });
             }
@@ -106,23 +106,95 @@ impl Factor {
     }
 }
 
-/// √G_ii in this order; 0 for dead inputs.
-pub(super) fn scales(gram: &Symmetric, order: &[usize]) -> Vec<f64> {
-    order.iter().map(|&i| gram.get(i, i).max(0.0).sqrt()).collect()
+/// The factor that was made last, for layers that read one input: q, k and v, gate and up.
+///
+/// Nobody waits for another's factor: who asks for one in the making makes it too, with the same bits.
+#[derive(Debug, Default)]
+pub struct Factors(Mutex<Option<Made>>);
+
+#[derive(Debug)]
+struct Made {
+    /// Held, so that nothing else comes to stand where it stood.
+    seen: Arc<InputStats>,
+    order: Vec<usize>,
+    shrinkage: Shrinkage,
+    factor: Arc<Factor>,
 }
 
-/// The lower triangle of R_α in this order, `[d, d]` row-major. Rows of dead inputs are those of the identity.
-pub(super) fn correlations<T: Real>(gram: &Symmetric, order: &[usize], scales: &[f64], alpha: f64) -> Vec<T> {
+impl Factors {
+    /// [`Factor::new`], or what it gave the last time where nothing differs. `None` without a Gram matrix as well.
+    #[must_use]
+    pub fn get(&self, seen: &Arc<InputStats>, order: &[usize], shrinkage: Shrinkage) -> Option<Arc<Factor>> {
+        let gram = seen.gram.as_ref()?;
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken out: two factors at once would be one more than memory has to hold.
+        let last = lock().take().filter(|made| {
+            Arc::ptr_eq(&made.seen, seen) && made.order == order && made.shrinkage == shrinkage
+        });
+        let made = match last {
+            Some(made) => made,
+            None => {
+                let factor = Arc::new(Factor::new(gram, order, shrinkage)?);
+                Made { seen: Arc::clone(seen), order: order.to_vec(), shrinkage, factor }
+            }
+        };
+        let factor = Arc::clone(&made.factor);
+        *lock() = Some(made);
+        Some(factor)
+    }
+}
+
+/// Sums over tokens, of both halves or of one.
+pub(super) trait Sums: Sync {
+    /// Σ x_i x_j.
+    fn sum(&self, i: usize, j: usize) -> f64;
+}
+
+impl Sums for Gram {
+    fn sum(&self, i: usize, j: usize) -> f64 {
+        self.get(i, j)
+    }
+}
+
+impl Sums for Symmetric {
+    fn sum(&self, i: usize, j: usize) -> f64 {
+        self.get(i, j)
+    }
+}
+
+/// √G_ii in this order; 0 for dead inputs.
+pub(super) fn scales(gram: &impl Sums, order: &[usize]) -> Vec<f64> {
+    order.iter().map(|&i| gram.sum(i, i).max(0.0).sqrt()).collect()
+}
+
+/// Rows of a task, and columns that these rows read together: a stretch of a group's rows and columns stays in the cache.
+const SQUARE: usize = 64;
+
+/// The upper triangle of R_α in this order, `[d, d]` row-major, zeros below. Rows of dead inputs are those of the identity.
+pub(super) fn correlations<T: Real, S: Sums>(
+    gram: &S,
+    order: &[usize],
+    scales: &[f64],
+    alpha: f64,
+) -> Vec<T> {
     let d = order.len();
     let mut out = vec![T::ZERO; d * d];
     let inverse: Vec<f64> = scales.iter().map(|&s| if s > 0.0 { 1.0 / s } else { 0.0 }).collect();
-    out.par_chunks_mut(d.max(1)).enumerate().for_each(|(i, row)| {
-        let left = (1.0 - alpha) * inverse[i];
-        for j in 0..i {
-            row[j] = T::of(left * inverse[j] * gram.get(order[i], order[j]));
+    out.par_chunks_mut((SQUARE * d).max(1)).enumerate().for_each(|(square, rows)| {
+        let first = square * SQUARE;
+        for from in (first..d).step_by(SQUARE) {
+            let columns = from..(from + SQUARE).min(d);
+            for (row, i) in rows.chunks_exact_mut(d).zip(first..) {
+                let left = (1.0 - alpha) * inverse[i];
+                for j in columns.start.max(i + 1)..columns.end {
+                    row[j] = T::of(left * inverse[j] * gram.sum(order[i], order[j]));
+                }
+            }
         }
-        let own = gram.get(order[i], order[i]) * inverse[i] * inverse[i];
-        row[i] = T::of(if inverse[i] > 0.0 { (1.0 - alpha) * own + alpha } else { 1.0 });
+        for (row, i) in rows.chunks_exact_mut(d).zip(first..) {
+            let own = gram.sum(order[i], order[i]) * inverse[i] * inverse[i];
+            row[i] = T::of(if inverse[i] > 0.0 { (1.0 - alpha) * own + alpha } else { 1.0 });
+        }
     });
     out
 }

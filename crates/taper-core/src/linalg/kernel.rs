@@ -4,12 +4,14 @@
 //! C ← α C + β A B          C [m, n]    A [m, k]    B [k, n]
 //! ```
 //!
-//! It runs on the thread that calls it: who wants several threads cuts the rows of C, in pieces that do not depend on the
-//! number of threads, and gets results that do not either.
+//! f32 goes through the tiles of `kernel/strided.rs`, f64 through the `gemm` crate. It runs on the thread that calls it: who
+//! wants several threads cuts C in pieces that do not depend on the number of threads, and gets results that do not either.
 
 #![allow(unsafe_code)]
 
 use std::fmt;
+
+use crate::kernel::strided::{self, Strided};
 
 /// f32 or f64.
 pub trait Real: num::Float {}
@@ -39,6 +41,17 @@ mod num {
         fn of(x: f64) -> Self;
         /// As f64.
         fn wide(self) -> f64;
+        /// Numbers as f32; no copy where they are.
+        fn narrowed(values: Vec<Self>) -> Vec<f32>;
+        /// See [`super::product`], which has checked the bounds.
+        fn product(
+            c: &mut [Self],
+            stride: usize,
+            shape: (usize, usize, usize),
+            factors: (f64, f64),
+            a: super::View<'_, Self>,
+            b: super::View<'_, Self>,
+        );
     }
 
     impl Float for f32 {
@@ -52,6 +65,26 @@ mod num {
         fn wide(self) -> f64 {
             f64::from(self)
         }
+        fn narrowed(values: Vec<Self>) -> Vec<f32> {
+            values
+        }
+        fn product(
+            c: &mut [Self],
+            stride: usize,
+            shape: (usize, usize, usize),
+            (alpha, beta): (f64, f64),
+            a: super::View<'_, Self>,
+            b: super::View<'_, Self>,
+        ) {
+            super::strided::product(
+                c,
+                stride,
+                shape,
+                (alpha as Self, beta as Self),
+                a.strided(),
+                b.strided(),
+            );
+        }
     }
 
     impl Float for f64 {
@@ -64,6 +97,19 @@ mod num {
         #[inline(always)]
         fn wide(self) -> f64 {
             self
+        }
+        fn narrowed(values: Vec<Self>) -> Vec<f32> {
+            values.into_iter().map(|x| x as f32).collect()
+        }
+        fn product(
+            c: &mut [Self],
+            stride: usize,
+            shape: (usize, usize, usize),
+            factors: (f64, f64),
+            a: super::View<'_, Self>,
+            b: super::View<'_, Self>,
+        ) {
+            super::double(c, stride, shape, factors, a, b);
         }
     }
 }
@@ -79,6 +125,12 @@ pub struct View<'a, T> {
 impl<T> fmt::Debug for View<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("View").field("row", &self.row).field("col", &self.col).finish_non_exhaustive()
+    }
+}
+
+impl<'a> View<'a, f32> {
+    fn strided(self) -> Strided<'a> {
+        Strided { values: self.values, row: self.row, col: self.col }
     }
 }
 
@@ -114,9 +166,21 @@ pub fn product<T: Real>(
     }
     assert!(n <= stride && (m - 1) * stride + n <= c.len(), "the result leaves its slice");
     assert!(a.holds(m, k) && b.holds(k, n), "a factor leaves its slice");
+    T::product(c, stride, (m, n, k), (alpha, beta), a, b);
+}
+
+/// [`product`] of f64, whose bounds were checked.
+fn double(
+    c: &mut [f64],
+    stride: usize,
+    (m, n, k): (usize, usize, usize),
+    (alpha, beta): (f64, f64),
+    a: View<'_, f64>,
+    b: View<'_, f64>,
+) {
     let at = |stride: usize| stride as isize;
-    // SAFETY: all elements that the strides reach lie within the slices (asserted above); `c` is borrowed mutably, so it
-    // overlaps neither factor; T is f32 or f64.
+    // SAFETY: all elements that the strides reach lie within the slices (asserted by `product`, the only caller); `c` is
+    // borrowed mutably, so it overlaps neither factor.
     unsafe {
         gemm::gemm(
             m,
@@ -132,8 +196,8 @@ pub fn product<T: Real>(
             b.values.as_ptr(),
             at(b.col),
             at(b.row),
-            T::of(alpha),
-            T::of(beta),
+            alpha,
+            beta,
             false,
             false,
             false,

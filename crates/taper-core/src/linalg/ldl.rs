@@ -10,17 +10,27 @@
 //! so whoever settles inputs from the last to the first, each at the value that cancels Σ_{j>k} E_j L_jk, is left with D_k
 //! times the square of what could not be cancelled (Chee et al., QuIP, 2023, theorem 1: this is GPTQ, without an inverse).
 //!
-//! Left-looking by blocks of 128 columns: nearly all work is products. Rows are cut in pieces of fixed size.
+//! Left-looking by blocks of 128 rows of U = Lᵀ, in the memory of the matrix: nearly all work is products. Columns are cut
+//! in panels of fixed size, and at the end U is turned over to L.
+//!
+//! ```text
+//!        done  │ block  │ columns ▶         P = H − (rows done)ᵀ D (rows done)
+//!  U    ▓▓▓▓▓▓▓│▓▓▓▓▓▓▓▓│▓▓▓▓▓▓▓▓▓▓         on the diagonal   P = L D Lᵀ, which gives 128 columns of L
+//!              │P=L D Lᵀ│ D⁻¹ L⁻¹ P         right of it       rows of U are D⁻¹ L⁻¹ P
+//! ```
 
 use rayon::prelude::*;
 
 use super::kernel::{Real, View, product};
 
-/// Columns per block: the triangular part costs n² · 128 multiplications of n³ / 3 in all.
+/// Rows per block: the triangular part costs n² · 128 multiplications of n³ / 6 in all.
 const BLOCK: usize = 128;
 
-/// Rows per task.
-const ROWS: usize = 256;
+/// Columns per task.
+const PANEL: usize = 128;
+
+/// Rows and columns of a square that is turned over at once.
+const SQUARE: usize = 32;
 
 /// The factor of a symmetric matrix.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,7 +42,7 @@ pub struct Ldl<T> {
 }
 
 impl<T: Real> Ldl<T> {
-    /// Factors a matrix, `[order, order]` row-major, of which only the lower triangle is read. `None` where a pivot is
+    /// Factors a matrix, `[order, order]` row-major, of which only the upper triangle is read. `None` where a pivot is
     /// below `least` (or not a number): the matrix is not positive definite by that margin at this precision.
     #[must_use]
     pub fn of(mut a: Vec<T>, order: usize, least: f64) -> Option<Self> {
@@ -40,36 +50,28 @@ impl<T: Real> Ldl<T> {
         let mut pivots = Vec::with_capacity(order);
         for from in (0..order).step_by(BLOCK) {
             let to = (from + BLOCK).min(order);
+            let (done, rest) = a.split_at_mut(from * order);
+            let block = Block { rows: &rest[..(to - from) * order], done, order, from, to };
+            let scaled = block.scaled(&pivots);
+            let (unit, found) = factor_diagonal(&block.reduced(from..to, &scaled), to - from, least)?;
+            let solver = solver(&unit, &found);
+            pivots.extend(found);
+            let panels: Vec<Vec<T>> = (to..order)
+                .into_par_iter()
+                .step_by(PANEL)
+                .map(|first| block.solved(first..(first + PANEL).min(order), &scaled, &solver))
+                .collect();
             let width = to - from;
-            let (above, below) = a.split_at_mut(to * order);
-            reduce_diagonal(above, order, from, &pivots);
-            let block = &mut above[from * order..];
-            pivots.extend(factor_diagonal(block, order, from, least)?);
-            let inverse = inverse_of_unit(block, order, from, width);
-            // Rows of L so far, times D: what the rows below are reduced by.
-            let scaled = scaled(block, order, width, &pivots[..from]);
-            below.par_chunks_mut(ROWS * order).for_each(|rows| {
-                let (m, stride) = (rows.len() / order, order);
-                let mut panel = vec![T::ZERO; m * width];
-                for (panel, row) in panel.chunks_exact_mut(width).zip(rows.chunks_exact(stride)) {
-                    panel.copy_from_slice(&row[from..to]);
+            rest[..width * order].par_chunks_mut(order).enumerate().for_each(|(i, row)| {
+                for (k, x) in row[from + i..to].iter_mut().enumerate() {
+                    *x = T::of(unit[(i + k) * width + i]);
                 }
-                let (done, shape) = (View::rows(rows, stride), (m, width, from));
-                product(&mut panel, width, shape, (1.0, -1.0), done, View::columns(&scaled, from.max(1)));
-                let shape = (m, width, width);
-                let right = View::columns(&inverse, width);
-                product(&mut rows[from..], stride, shape, (0.0, 1.0), View::rows(&panel, width), right);
-                for row in rows.chunks_exact_mut(stride) {
-                    for (x, &pivot) in row[from..to].iter_mut().zip(&pivots[from..]) {
-                        *x = *x / T::of(pivot);
-                    }
+                for (panel, row) in panels.iter().zip(row[to..].chunks_mut(PANEL)) {
+                    row.copy_from_slice(&panel[i * row.len()..][..row.len()]);
                 }
             });
         }
-        for (i, row) in a.chunks_exact_mut(order.max(1)).enumerate() {
-            row[i] = T::ONE;
-            row[i + 1..].fill(T::ZERO);
-        }
+        turn_over(&mut a, order);
         Some(Self { order, lower: a, pivots })
     }
 
@@ -96,86 +98,128 @@ impl<T: Real> Ldl<T> {
     pub fn rescaled(mut self, s: &[f64]) -> Ldl<f32> {
         let pivots = self.pivots.iter().zip(s).map(|(d, s)| d * s * s).collect();
         let order = self.order.max(1);
-        let lower = self
-            .lower
-            .par_chunks_exact_mut(order)
-            .enumerate()
-            .flat_map_iter(|(i, row)| {
-                row.iter().enumerate().map(|(k, x)| (x.wide() * s[i] / s[k]) as f32).collect::<Vec<_>>()
-            })
-            .collect();
-        Ldl { order: self.order, lower, pivots }
-    }
-}
-
-/// A[block, block] −= L D Lᵀ of the columns before.
-fn reduce_diagonal<T: Real>(above: &mut [T], order: usize, from: usize, pivots: &[f64]) {
-    let width = above.len() / order - from;
-    let block = &mut above[from * order..];
-    let scaled = scaled(block, order, width, pivots);
-    let mut square = vec![T::ZERO; width * width];
-    let shape = (width, width, from);
-    let right = View::columns(&scaled, from.max(1));
-    product(&mut square, width, shape, (0.0, 1.0), View::rows(block, order), right);
-    for (row, minus) in block.chunks_exact_mut(order).zip(square.chunks_exact(width)) {
-        for (x, &minus) in row[from..from + width].iter_mut().zip(minus) {
-            *x = *x - minus;
-        }
-    }
-}
-
-/// The first `pivots.len()` columns of some rows, each times its pivot; `[rows, pivots.len()]`.
-fn scaled<T: Real>(rows: &[T], order: usize, count: usize, pivots: &[f64]) -> Vec<T> {
-    let mut out = Vec::with_capacity(count * pivots.len());
-    for row in rows.chunks_exact(order).take(count) {
-        out.extend(row.iter().zip(pivots).map(|(&x, &d)| x * T::of(d)));
-    }
-    out
-}
-
-/// L D Lᵀ of one diagonal block, in place, summed in f64.
-fn factor_diagonal<T: Real>(block: &mut [T], order: usize, from: usize, least: f64) -> Option<Vec<f64>> {
-    let width = block.len() / order;
-    let mut l = vec![0f64; width * width];
-    let mut pivots = vec![0f64; width];
-    for i in 0..width {
-        for j in 0..=i {
-            let dot: f64 = (0..j).map(|k| l[i * width + k] * l[j * width + k] * pivots[k]).sum();
-            let rest = block[i * order + from + j].wide() - dot;
-            if i == j {
-                // A pivot that is not a number is refused as well.
-                if !(rest >= least && rest.is_finite()) {
-                    return None;
-                }
-                pivots[i] = rest;
-                l[i * width + i] = 1.0;
-            } else {
-                l[i * width + j] = rest / pivots[j];
+        let inverse: Vec<f64> = s.iter().map(|s| 1.0 / s).collect();
+        self.lower.par_chunks_exact_mut(order).enumerate().for_each(|(i, row)| {
+            // Ones stay ones, zeros zeros.
+            for (x, inverse) in row[..i].iter_mut().zip(&inverse) {
+                *x = T::of(x.wide() * s[i] * inverse);
             }
-        }
+        });
+        Ldl { order: self.order, lower: T::narrowed(self.lower), pivots }
     }
-    for (row, l) in block.chunks_exact_mut(order).zip(l.chunks_exact(width)) {
-        for (x, &l) in row[from..from + width].iter_mut().zip(l) {
-            *x = T::of(l);
-        }
-    }
-    Some(pivots)
 }
 
-/// The inverse of a unit lower triangle, `[width, width]`.
-fn inverse_of_unit<T: Real>(block: &[T], order: usize, from: usize, width: usize) -> Vec<T> {
+/// Rows `from .. to` of the matrix, and those of U above them.
+struct Block<'a, T> {
+    done: &'a [T],
+    rows: &'a [T],
+    order: usize,
+    from: usize,
+    to: usize,
+}
+
+impl<T: Real> Block<'_, T> {
+    fn width(&self) -> usize {
+        self.to - self.from
+    }
+
+    /// The block's columns of the rows done, each row times its pivot: `[from, width]`.
+    fn scaled(&self, pivots: &[f64]) -> Vec<T> {
+        let mut out = Vec::with_capacity(self.from * self.width());
+        for (row, &pivot) in self.done.chunks_exact(self.order.max(1)).zip(pivots) {
+            let pivot = T::of(pivot);
+            out.extend(row[self.from..self.to].iter().map(|&x| x * pivot));
+        }
+        out
+    }
+
+    /// P of some columns, `[width, columns]`.
+    fn reduced(&self, columns: std::ops::Range<usize>, scaled: &[T]) -> Vec<T> {
+        let (width, count) = (self.width(), columns.len());
+        let mut out = Vec::with_capacity(width * count);
+        for row in self.rows.chunks_exact(self.order) {
+            out.extend_from_slice(&row[columns.clone()]);
+        }
+        if self.from > 0 {
+            let right = View::rows(&self.done[columns.start..], self.order);
+            let shape = (width, count, self.from);
+            product(&mut out, count, shape, (1.0, -1.0), View::columns(scaled, width), right);
+        }
+        out
+    }
+
+    /// Rows of U at some columns right of the diagonal, `[width, columns]`.
+    fn solved(&self, columns: std::ops::Range<usize>, scaled: &[T], solver: &[T]) -> Vec<T> {
+        let (width, count) = (self.width(), columns.len());
+        let reduced = self.reduced(columns, scaled);
+        let mut out = vec![T::ZERO; width * count];
+        let (left, right) = (View::rows(solver, width), View::rows(&reduced, count));
+        product(&mut out, count, (width, count, width), (0.0, 1.0), left, right);
+        out
+    }
+}
+
+/// L `[width, width]` and D of a diagonal block, of which the upper triangle is read; in f64.
+fn factor_diagonal<T: Real>(block: &[T], width: usize, least: f64) -> Option<(Vec<f64>, Vec<f64>)> {
+    // Row i of the upper triangle becomes row i of D U, then column i of L.
+    let mut rest: Vec<f64> = block.iter().map(|x| x.wide()).collect();
+    let (mut unit, mut pivots) = (vec![0f64; width * width], Vec::with_capacity(width));
+    for k in 0..width {
+        let (above, below) = rest.split_at_mut((k + 1) * width);
+        let row = &above[k * width..];
+        let pivot = row[k];
+        // A pivot that is not a number is refused as well.
+        if !(pivot >= least && pivot.is_finite()) {
+            return None;
+        }
+        for (i, lower) in (k..width).zip(unit[k * width + k..].iter_mut().step_by(width)) {
+            *lower = row[i] / pivot;
+        }
+        for (i, target) in (k + 1..width).zip(below.chunks_exact_mut(width)) {
+            let factor = row[i] / pivot;
+            target[i..].iter_mut().zip(&row[i..]).for_each(|(x, y)| *x -= factor * y);
+        }
+        pivots.push(pivot);
+    }
+    Some((unit, pivots))
+}
+
+/// D⁻¹ L⁻¹ of a unit lower triangle, `[width, width]`.
+fn solver<T: Real>(unit: &[f64], pivots: &[f64]) -> Vec<T> {
+    let width = pivots.len();
     let mut inverse = vec![0f64; width * width];
     for i in 0..width {
-        for k in 0..i {
-            let factor = block[i * order + from + k].wide();
-            let (done, here) = inverse.split_at_mut(i * width);
-            for (x, &y) in here[..=k].iter_mut().zip(&done[k * width..]) {
-                *x -= factor * y;
+        let (done, here) = inverse.split_at_mut(i * width);
+        for (factor, done) in unit[i * width..][..i].iter().zip(done.chunks_exact(width)) {
+            here[..i].iter_mut().zip(done).for_each(|(x, y)| *x -= factor * y);
+        }
+        here[i] = 1.0;
+    }
+    let rows = inverse.chunks_exact(width.max(1)).zip(pivots);
+    rows.flat_map(|(row, pivot)| row.iter().map(move |x| T::of(x / pivot))).collect()
+}
+
+/// The transpose of an upper triangle, in place; zeros where that was.
+fn turn_over<T: Real>(a: &mut [T], order: usize) {
+    for first in (0..order).step_by(SQUARE) {
+        let count = SQUARE.min(order - first);
+        let (block, below) = a[first * order..].split_at_mut(count * order);
+        for i in 0..count {
+            for j in i + 1..count {
+                block[j * order + first + i] = block[i * order + first + j];
+                block[i * order + first + j] = T::ZERO;
             }
         }
-        inverse[i * width + i] = 1.0;
+        let columns = first + count;
+        let upper = &*block;
+        below.par_chunks_mut(SQUARE * order).enumerate().for_each(|(square, rows)| {
+            for (i, row) in rows.chunks_exact_mut(order).enumerate() {
+                let from = upper[columns + square * SQUARE + i..].iter().step_by(order);
+                row[first..first + count].iter_mut().zip(from).for_each(|(x, from)| *x = *from);
+            }
+        });
+        block.par_chunks_mut(order).for_each(|row| row[columns..].fill(T::ZERO));
     }
-    inverse.into_iter().map(T::of).collect()
 }
 
 #[cfg(test)]
@@ -218,8 +262,8 @@ mod tests {
 
     #[test]
     fn what_is_not_positive_definite_is_refused() {
-        assert!(Ldl::of(vec![1.0, 0.0, 1.0, 1.0], 2, 1e-9).is_none(), "singular");
-        assert!(Ldl::of(vec![1.0, 0.0, 2.0, 1.0], 2, 0.0).is_none(), "indefinite");
+        assert!(Ldl::of(vec![1.0, 1.0, 0.0, 1.0], 2, 1e-9).is_none(), "singular");
+        assert!(Ldl::of(vec![1.0, 2.0, 0.0, 1.0], 2, 0.0).is_none(), "indefinite");
         assert!(Ldl::of(vec![f64::NAN], 1, 0.0).is_none());
     }
 

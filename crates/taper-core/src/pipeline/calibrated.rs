@@ -10,7 +10,6 @@
 //! serves the whole block. Light statistics gathered once need no walk: they are taken at one go and the run streams as
 //! ever. Neighbours: [`crate::calibrate`], `shelf.rs` for where finished weights wait.
 
-use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -273,8 +272,15 @@ impl<'a> Walk<'a> {
         }
         drop(station);
         let mut work = Work::default();
-        let stats = sums.finish(self.calibration.least_tokens())?;
-        self.rewrite(&unit.weights, Some(&stats), &mut work)?;
+        let mut rest: BTreeSet<&String> = unit.weights.iter().collect();
+        // Each input's statistics are gone when the layers that read it are done.
+        for stats in sums.finish(self.calibration.least_tokens())?.by_input() {
+            let names: Vec<String> =
+                unit.weights.iter().filter(|n| stats.get(n).is_some()).cloned().collect();
+            rest.retain(|name| stats.get(name).is_none());
+            self.rewrite(&names, Some(&stats), &mut work)?;
+        }
+        self.rewrite(&rest.into_iter().cloned().collect::<Vec<_>>(), None, &mut work)?;
         Ok(work)
     }
 
@@ -368,12 +374,10 @@ impl<'a> Walk<'a> {
     /// The weights through every step that selects them; the model sees the results from here on.
     fn rewrite(&mut self, names: &[String], stats: Option<&Stats>, work: &mut Work) -> Result<()> {
         let context = self.run.context(stats);
-        let done: Vec<Result<(SharedWeight, Rows)>> = names
-            .par_iter()
-            .map(|name| stream::through(&self.steps, name, &self.current, &context))
-            .collect();
-        for (name, done) in names.iter().zip(done) {
-            let (weight, rows) = done?;
+        // One after the other: passes that need statistics share their work among threads themselves, and what they hold is
+        // then held once, and shared by layers with one input.
+        for name in names {
+            let (weight, rows) = stream::through(&self.steps, name, &self.current, &context)?;
             self.pending.remove(name);
             self.current.insert(name.clone(), Arc::clone(&weight));
             if let Some(seen) = stats.and_then(|s| s.get(name)) {

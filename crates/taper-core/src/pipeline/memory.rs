@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Checkpoint, Context, Event, Outcome, Pass, Result, Rewrite, SharedWeight, Stage, WeightInfo,
-    pass::Weightwise,
+    pass::{Reading, Weightwise},
     report::{Calibrated, Origin, PassReport, Row, Stored},
     verify,
 };
@@ -62,13 +62,17 @@ pub(super) fn run(
 fn one(pass: &Arc<dyn Pass>, ran: &mut Ran, run: &Run<'_>, shelf: Shelf) -> Result<()> {
     let clock = Instant::now();
     run.context(None).progress(&Event::PassStarted { pass: pass.name() })?;
-    let gathered = match run.must_gather(std::slice::from_ref(pass)) {
-        Some((calibration, needs)) => Some(calibration.stats(&ran.checkpoint, needs, run.progress)?),
-        None => None,
+    let must = run.must_gather(std::slice::from_ref(pass));
+    let (at_once, by_block) = match (pass.reading(), must) {
+        (Reading::AtOnce, Some((calibration, needs))) => {
+            (Some(calibration.stats(&ran.checkpoint, needs, run.progress)?), None)
+        }
+        (Reading::ByBlock, Some((_, needs))) => (None, Some(needs)),
+        (_, None) => (None, None),
     };
-    let seen = gathered.as_ref().map(|stats| Calibrated::of(Origin::Once, stats));
+    let seen = at_once.as_ref().map(|stats| Calibrated::of(Origin::Once, stats));
     Calibrated::join(&mut ran.seen, seen);
-    let context = run.context(gathered.as_ref().or(run.stats)).with_shelf(shelf);
+    let context = run.context(at_once.as_ref().or(run.stats)).gathering(by_block).with_shelf(shelf);
     let checkpoint = std::mem::take(&mut ran.checkpoint);
     let (after, rows) = match pass.weightwise() {
         Some(step) => each(step, checkpoint, &context)?,
@@ -76,6 +80,8 @@ fn one(pass: &Arc<dyn Pass>, ran: &mut Ran, run: &Run<'_>, shelf: Shelf) -> Resu
     };
     ran.checkpoint = after;
     ran.reports.push(report(pass.as_ref(), rows, clock));
+    let seen = context.take_gathered().map(|layers| Calibrated { origin: Origin::Once, layers });
+    Calibrated::join(&mut ran.seen, seen);
     Ok(())
 }
 

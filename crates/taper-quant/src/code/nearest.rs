@@ -21,6 +21,24 @@ pub trait NearestCode: Sync + std::fmt::Debug {
     /// A scale that cannot be stored.
     fn grid(&self, sample: Sample<'_>) -> Result<Self::Grid, f32>;
 
+    /// The grids of groups of `span` values each, whose weights they share: what [`NearestCode::grid`] gives for each, which is
+    /// also what the default does; formats that search many groups side by side do better.
+    ///
+    /// # Errors
+    /// The number of the first group whose scale cannot be stored, and that scale.
+    fn grids(
+        &self,
+        values: &[f32],
+        span: usize,
+        importance: Option<&[f32]>,
+        out: &mut [Self::Grid],
+    ) -> Result<(), (usize, f32)> {
+        for (at, (group, out)) in values.chunks(span.max(1)).zip(out).enumerate() {
+            *out = self.grid(Sample::weighted(group, importance)).map_err(|scale| (at, scale))?;
+        }
+        Ok(())
+    }
+
     /// The nearest code of a value, and the value that it decodes to.
     fn nearest(&self, grid: Self::Grid, value: f32) -> (u8, f32);
 }
@@ -55,6 +73,16 @@ impl NearestCode for IntCodes {
 
     fn grid(&self, sample: Sample<'_>) -> Result<Grid, f32> {
         self.fit.grid(sample, &self.scheme)
+    }
+
+    fn grids(
+        &self,
+        values: &[f32],
+        span: usize,
+        importance: Option<&[f32]>,
+        out: &mut [Grid],
+    ) -> Result<(), (usize, f32)> {
+        self.fit.grids(values, span, importance, &self.scheme, out)
     }
 
     #[inline(always)]

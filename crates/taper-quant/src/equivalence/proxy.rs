@@ -20,6 +20,9 @@ pub enum Proxy {
     Diagonal(Vec<f32>),
 }
 
+/// Rows and columns that are read together, so that the turned-over half of a triangle is read by the line.
+const SQUARE: usize = 64;
+
 /// Σ x xᵀ as a full matrix, row-major; the one place that knows how statistics hold it.
 #[must_use]
 pub fn gram_of(stats: &InputStats) -> Option<Vec<f64>> {
@@ -51,15 +54,19 @@ impl Proxy {
     pub fn gram(site: &str, stats: &InputStats) -> Result<Self> {
         let missing =
             || bad_stats(site, "it has no Gram matrix; calibrate with one, or score by input norms");
-        let (gram, order) = (gram_of(stats).ok_or_else(missing)?, stats.inputs());
-        let scale = scale(site, (0..order).map(|i| gram[i * order + i]))?;
+        let (gram, order) = (stats.gram.as_ref().ok_or_else(missing)?, stats.inputs());
+        let scale = scale(site, (0..order).map(|i| gram.get(i, i)))?;
+        // Straight from the triangles: a second matrix in f64 would double what is held.
         let mut values = vec![0f32; order * order];
-        let rows = values.par_chunks_mut(order.max(1)).zip(gram.par_chunks(order.max(1)));
-        let finite = rows.map(|(values, gram)| {
-            values.iter_mut().zip(gram).for_each(|(v, g)| *v = (g * scale) as f32);
-            values.iter().all(|v| v.is_finite())
+        values.par_chunks_mut((SQUARE * order).max(1)).enumerate().for_each(|(square, rows)| {
+            for from in (0..order).step_by(SQUARE) {
+                for (row, i) in rows.chunks_exact_mut(order).zip(square * SQUARE..) {
+                    let columns = row.iter_mut().enumerate().skip(from).take(SQUARE);
+                    columns.for_each(|(j, x)| *x = (gram.get(i, j) * scale) as f32);
+                }
+            }
         });
-        if !finite.reduce(|| true, |a, b| a && b) {
+        if !values.par_iter().all(|x| x.is_finite()) {
             return Err(bad_stats(site, "its Gram matrix is not finite"));
         }
         Ok(Self::Gram(Tensor::from_vec(values, (order, order), &Device::Cpu)?))

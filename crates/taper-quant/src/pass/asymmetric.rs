@@ -8,7 +8,7 @@
 //! ```
 //!
 //! where H is the shrunk G / n whose factor [`Gptq`](super::Gptq) has already: the correction is trusted as far as the
-//! correlations are. `a` is a share from 0 (plain GPTQ) to 1. W' is what is then rounded with feedback: without shrinkage
+//! correlations are. `a` is a share up to 1 (0 would be plain GPTQ). W' is what is then rounded with feedback: without shrinkage
 //! ‖W X̃ − V X‖² is ‖(W' − V) X‖² plus what no V changes.
 //!
 //! Rows are independent and cut in pieces of fixed size: the same bits for any number of threads.
@@ -20,6 +20,16 @@ use taper_core::{
     Gram,
     linalg::{Ldl, View, product},
 };
+
+/// How much of what the layers before a layer changed it makes up for.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Asymmetry {
+    /// Nothing: plain GPTQ.
+    #[default]
+    Off,
+    /// This share, above 0 and at most 1 (all of it).
+    Share(f64),
+}
 
 /// What calibration saw at a layer, as [`Gptq`](super::Gptq) uses it.
 #[derive(Debug, Clone, Copy)]

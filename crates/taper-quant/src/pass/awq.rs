@@ -5,7 +5,7 @@
 //! best s: producer / s, consumers · s                then, if asked for, the best clipping of each group of W·s
 //! ```
 //!
-//! The cost is read off the Gram matrix, so it does not grow with the tokens of calibration, and off a sample of the rows, so
+//! Statistics are read block by block: one block's Gram matrices are held, whatever the size of the model. The cost is read off the Gram matrix, so it does not grow with the tokens of calibration, and off a sample of the rows, so
 //! it does not grow with the outputs (`SAMPLE`). Q is whatever will encode the weights afterwards, given as a
 //! [`RoundNearest`]. The mathematics is in [`crate::equivalence`]; clipping is `awq_clip.rs`.
 
@@ -13,8 +13,8 @@ use rayon::prelude::*;
 use serde_json::Value;
 use std::{fmt, num::NonZeroUsize, sync::Arc};
 use taper_core::{
-    Checkpoint, Context, Coordinates, Couplings, Error as CoreError, Event, InputStats, Needs, Pass, Result,
-    Rows, Stage,
+    Checkpoint, Context, Coordinates, Couplings, Error as CoreError, Event, InputStats, Needs, Pass, Reading,
+    Result, Rows, Stage, Stats,
     coupling::{Carrier, Scaling},
     weight::{rows::dense_slice, to_f32_vec},
 };
@@ -125,9 +125,8 @@ impl Awq {
     }
 
     /// The best scales of one coupling and what to clip afterwards.
-    fn choose(&self, scaling: &Scaling, checkpoint: &Checkpoint, context: &Context<'_>) -> Result<Choice> {
-        check(scaling, checkpoint)?;
-        let (site, stats) = statistics(scaling, context)?;
+    fn choose(&self, scaling: &Scaling, checkpoint: &Checkpoint, seen: &Stats) -> Result<Choice> {
+        let (site, stats) = statistics(scaling, seen)?;
         let proxy = self.proxy(site, stats)?;
         let consumers = read_consumers(scaling, checkpoint, stats.inputs())?;
         let act = activity(scaling, site, stats)?;
@@ -327,16 +326,9 @@ pub(super) fn check(scaling: &Scaling, checkpoint: &Checkpoint) -> Result<()> {
 }
 
 /// What the consumers of a coupling saw; they all see the same.
-pub(super) fn statistics<'a, 'c>(
-    scaling: &'a Scaling,
-    context: &Context<'c>,
-) -> Result<(&'a str, &'c InputStats)> {
-    let found = scaling.consumers.iter().find_map(|c| Some((c.weight.as_str(), context.stats(&c.weight)?)));
-    let (site, stats) = found.ok_or_else(|| {
-        let message =
-            format!("none were gathered, and `{}` needs them; calibrate the whole model", scaling.name);
-        bad_stats(&scaling.consumers[0].weight, message)
-    })?;
+pub(super) fn statistics<'a, 'c>(scaling: &'a Scaling, seen: &'c Stats) -> Result<(&'a str, &'c InputStats)> {
+    let found = scaling.consumers.iter().find_map(|c| Some((c.weight.as_str(), seen.get(&c.weight)?)));
+    let (site, stats) = found.ok_or_else(|| unseen(scaling))?;
     let expected = scaling.channels * scaling.consumers[0].spread.times;
     if stats.inputs() != expected || stats.mean_abs.len() != expected {
         return Err(bad_stats(
@@ -345,6 +337,12 @@ pub(super) fn statistics<'a, 'c>(
         ));
     }
     Ok((site, stats))
+}
+
+/// The error where no consumer of a coupling has statistics.
+pub(super) fn unseen(scaling: &Scaling) -> CoreError {
+    let message = format!("none were gathered, and `{}` needs them; calibrate the whole model", scaling.name);
+    bad_stats(&scaling.consumers[0].weight, message)
 }
 
 /// Folds scales into producers (divided) and consumers (multiplied).
@@ -388,26 +386,39 @@ impl Pass for Awq {
         Coordinates::Changed
     }
 
+    fn reading(&self) -> Reading {
+        Reading::ByBlock
+    }
+
     fn run(&self, checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint> {
         self.rounding.check()?;
         let scalings = self.couplings.scalings(&checkpoint)?;
         if scalings.is_empty() {
             return Err(Error::NothingDeclared { what: "channels to scale" }.into());
         }
+        scalings.iter().try_for_each(|scaling| check(scaling, &checkpoint))?;
+        let mut choices: Vec<Option<Choice>> = scalings.iter().map(|_| None).collect();
+        let mut done = 0;
+        context.visit_stats(&checkpoint, &mut |seen| {
+            for (scaling, choice) in scalings.iter().zip(&mut choices) {
+                if choice.is_none() && scaling.consumers.iter().any(|c| seen.get(&c.weight).is_some()) {
+                    *choice = Some(self.choose(scaling, &checkpoint, seen)?);
+                    done += 1;
+                    let total = scalings.len();
+                    context.progress(&Event::Step { what: "couplings scaled", done, total })?;
+                }
+            }
+            Ok(())
+        })?;
         let mut folds = Folds::new();
         let mut unscaled = Vec::new();
-        for (done, scaling) in scalings.iter().enumerate() {
-            let choice = self.choose(scaling, &checkpoint, context)?;
+        for (scaling, choice) in scalings.iter().zip(choices) {
+            let choice = choice.ok_or_else(|| unseen(scaling))?;
             match choice.scales {
                 Some(scales) => fold_scales(scaling, &scales, &checkpoint, &mut folds)?,
                 None => unscaled.extend(scaling.consumers.iter().map(|c| (&c.weight, &scaling.name))),
             }
             choice.clips.into_iter().for_each(|(weight, fold)| folds.add(&weight, fold));
-            context.progress(&Event::Step {
-                what: "couplings scaled",
-                done: done + 1,
-                total: scalings.len(),
-            })?;
         }
         for (weight, name) in unscaled {
             if !folds.weights().any(|changed| changed == weight) {

@@ -11,11 +11,13 @@
 //!
 //! A weight whose inputs calibration did not see is left, and the report says so; nothing becomes round-to-nearest.
 //!
+//! Layers that read one input share one factor, where they are rewritten one after the other.
+//!
 //! With [`Gptq::asymmetric_calibration`], layers make up for what the layers before them changed: [`super::asymmetric`].
 //!
 //! Neighbours: [`crate::settle`] is the mathematics, [`RoundNearest`] has the options of numbers and files.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -27,7 +29,7 @@ use taper_core::{
 };
 
 use super::{
-    asymmetric::{self, Inputs},
+    asymmetric::{self, Asymmetry, Inputs},
     gptq_settings::GptqSettings,
     round_nearest::{Number, RoundNearest, activation_scale, named, stays, value_type},
 };
@@ -63,7 +65,7 @@ pub struct Gptq {
     numbers: RoundNearest,
     order: Order,
     shrinkage: Shrinkage,
-    asymmetry: f64,
+    asymmetry: Asymmetry,
 }
 
 /// A weight that was rounded with feedback.
@@ -100,7 +102,8 @@ impl Gptq {
     /// These numbers and files; group-aware order, cross-validated shrinkage.
     #[must_use]
     pub fn new(numbers: RoundNearest) -> Self {
-        Self { numbers, order: Order::default(), shrinkage: Shrinkage::default(), asymmetry: 0.0 }
+        let (order, shrinkage, asymmetry) = (Order::default(), Shrinkage::default(), Asymmetry::default());
+        Self { numbers, order, shrinkage, asymmetry }
     }
 
     /// With columns settled in this order.
@@ -117,11 +120,10 @@ impl Gptq {
         self
     }
 
-    /// With this share, from 0 to 1, of what the layers before changed made up for ([`super::asymmetric`]); 0, the
-    /// default, is plain GPTQ. Above 0 it needs sequential calibration.
+    /// With what the layers before changed made up for, or not ([`super::asymmetric`]). It needs sequential calibration.
     #[must_use]
-    pub fn asymmetric_calibration(mut self, share: f64) -> Self {
-        self.asymmetry = share;
+    pub fn asymmetric_calibration(mut self, asymmetry: Asymmetry) -> Self {
+        self.asymmetry = asymmetry;
         self
     }
 
@@ -143,9 +145,9 @@ impl Gptq {
         self.shrinkage
     }
 
-    /// The share of what the layers before changed that is made up for.
+    /// How much of what the layers before changed is made up for.
     #[must_use]
-    pub fn asymmetry(&self) -> f64 {
+    pub fn asymmetry(&self) -> Asymmetry {
         self.asymmetry
     }
 
@@ -161,8 +163,9 @@ impl Gptq {
         if self.numbers.weighting() != super::Weighting::Equal {
             return conflict("weighting", "is what the Gram matrix decides here", "remove it");
         }
-        if !(0.0..=1.0).contains(&self.asymmetry) {
-            return conflict(ASYMMETRIC, "is not between 0 and 1", "choose a share, such as 1 (all of it)");
+        if matches!(self.asymmetry, Asymmetry::Share(share) if !(share > 0.0 && share <= 1.0)) {
+            let expected = "choose a share, such as 1 (all of it), or leave it out";
+            return conflict(ASYMMETRIC, "is not above 0 and at most 1", expected);
         }
         match self.shrinkage {
             Shrinkage::Fixed(alpha) if !(0.0..=1.0).contains(&alpha) => {
@@ -185,8 +188,26 @@ impl Gptq {
         scheme: &Scheme,
         layout: IntLayout,
     ) -> crate::Result<Fed<PackedInt>> {
+        let inputs = inputs.into();
+        self.ints_by(values, shape, inputs, scheme, layout, &|order| self.factor(inputs, order))
+    }
+
+    /// The factor for an order of columns, made for this weight alone.
+    fn factor(&self, inputs: Inputs<'_>, order: &[usize]) -> Option<Arc<Factor>> {
+        Factor::new(inputs.gram, order, self.shrinkage).map(Arc::new)
+    }
+
+    fn ints_by(
+        &self,
+        values: &[f32],
+        shape: &[usize],
+        inputs: Inputs<'_>,
+        scheme: &Scheme,
+        layout: IntLayout,
+        factors: &ByOrder<'_>,
+    ) -> crate::Result<Fed<PackedInt>> {
         let codes = IntCodes::new(*scheme, fit_for(layout, &self.numbers.fit()));
-        let work = Work::new(self, values, shape, inputs.into(), scheme.granularity.span(columns(shape)))?;
+        let work = Work::new(self, values, shape, inputs, scheme.granularity.span(columns(shape)), factors)?;
         let settling = work.settling(&codes);
         let whole = scheme.granularity == Granularity::Tensor;
         let overflow = |(row, scale)| Error::ScaleOverflow { row, scale, scales: scheme.scales };
@@ -212,6 +233,19 @@ impl Gptq {
         scheme: Nf4Scheme,
         decoded: ValueType,
     ) -> crate::Result<Fed<PackedNf4>> {
+        let inputs = inputs.into();
+        self.nf4_by(values, shape, inputs, scheme, decoded, &|order| self.factor(inputs, order))
+    }
+
+    fn nf4_by(
+        &self,
+        values: &[f32],
+        shape: &[usize],
+        inputs: Inputs<'_>,
+        scheme: Nf4Scheme,
+        decoded: ValueType,
+        factors: &ByOrder<'_>,
+    ) -> crate::Result<Fed<PackedNf4>> {
         let block = scheme.block.get();
         if !columns(shape).is_multiple_of(block) {
             return Err(Error::Conflict {
@@ -222,7 +256,7 @@ impl Gptq {
             });
         }
         let codes = Nf4Codes::new(scheme, self.numbers.fit())?;
-        let work = Work::new(self, values, shape, inputs.into(), block)?;
+        let work = Work::new(self, values, shape, inputs, block, factors)?;
         let settling = work.settling(&codes);
         let overflow = |(row, scale)| Error::ScaleOverflow { row, scale, scales: crate::ScaleType::F32 };
         // Doubly quantized scales are known only together, so they are fitted before.
@@ -245,12 +279,15 @@ impl Gptq {
     }
 }
 
+/// Who has the factor for an order of columns; none where the Gram matrix has none.
+type ByOrder<'f> = dyn Fn(&[usize]) -> Option<Arc<Factor>> + 'f;
+
 /// What every format needs: the order, the factor and the dead columns.
 struct Work<'v> {
     /// What is rounded: the weight, or under asymmetric calibration what it should become.
     target: Cow<'v, [f32]>,
     plan: Plan,
-    factor: Factor,
+    factor: Arc<Factor>,
     dead: Vec<bool>,
     adaptive: bool,
 }
@@ -262,6 +299,7 @@ impl<'v> Work<'v> {
         shape: &[usize],
         inputs: Inputs<'_>,
         span: usize,
+        factors: &ByOrder<'_>,
     ) -> crate::Result<Self> {
         let (d, gram) = (columns(shape), inputs.gram);
         for (what, found, expected) in
@@ -274,18 +312,22 @@ impl<'v> Work<'v> {
         crate::Values::F32(values).check_finite()?;
         let loudness: Vec<f32> = (0..d).map(|i| gram.get(i, i) as f32).collect();
         let plan = Plan::new(&loudness, span, pass.order);
-        let factor = Factor::new(gram, &plan.order, pass.shrinkage).ok_or_else(|| Error::Conflict {
+        // What no original is beside is refused before the factor, which is the work.
+        let cross = match pass.asymmetry {
+            Asymmetry::Off => None,
+            Asymmetry::Share(share) => Some((share, cross(inputs.cross, d)?)),
+        };
+        let factor = factors(&plan.order).ok_or_else(|| Error::Conflict {
             option: "gram",
             conflict: "holds numbers that are not finite, or none that are positive".into(),
             expected: "calibrate again; no shrinkage can make up for that".into(),
         })?;
         let dead = loudness.iter().map(|&x| x <= 0.0).collect();
         let adaptive = plan.is_adaptive();
-        let target = match pass.asymmetry > 0.0 {
-            false => Cow::Borrowed(values),
-            true => {
-                let sums = (gram, cross(inputs.cross, d)?);
-                Cow::Owned(asymmetric::target(values, sums, pass.asymmetry, &plan.order, &factor.ldl))
+        let target = match cross {
+            None => Cow::Borrowed(values),
+            Some((share, cross)) => {
+                Cow::Owned(asymmetric::target(values, (gram, cross), share, &plan.order, &factor.ldl))
             }
         };
         Ok(Self { target, plan, factor, dead, adaptive })
@@ -327,7 +369,10 @@ impl WeightPass for Gptq {
     }
 
     fn needs(&self) -> Needs {
-        if self.asymmetry > 0.0 { Needs::CrossGram } else { Needs::Gram }
+        match self.asymmetry {
+            Asymmetry::Off => Needs::Gram,
+            Asymmetry::Share(_) => Needs::CrossGram,
+        }
     }
 
     fn settings(&self) -> Value {
@@ -345,6 +390,7 @@ impl WeightPass for Gptq {
             Err(why) => return Ok(Rewrite::left(why)),
         };
         let values = to_f32_vec(weight.as_ref())?;
+        let factors = |order: &[usize]| context.factor(name, order, self.shrinkage);
         Ok(match self.numbers.number() {
             Number::Int(scheme) => {
                 let layout = self.numbers.layout(name, shape, &scheme);
@@ -352,13 +398,15 @@ impl WeightPass for Gptq {
                     Ok(rounded) => rounded,
                     Err(why) => return Ok(Rewrite::left(why)),
                 };
-                let fed = self.ints(&values, shape, inputs, &scheme, layout).map_err(|e| named(name, e))?;
+                let fed = self.ints_by(&values, shape, inputs, &scheme, layout, &factors);
+                let fed = fed.map_err(|e| named(name, e))?;
                 fed.report(name, context);
                 Rewrite::done(fed.weight.with_activation_scale(rounded))
             }
             Number::Nf4(scheme) => {
                 let decoded = value_type(&encoding.format).unwrap_or_default();
-                let fed = self.nf4(&values, shape, inputs, scheme, decoded).map_err(|e| named(name, e))?;
+                let fed = self.nf4_by(&values, shape, inputs, scheme, decoded, &factors);
+                let fed = fed.map_err(|e| named(name, e))?;
                 fed.report(name, context);
                 Rewrite::done(fed.weight)
             }

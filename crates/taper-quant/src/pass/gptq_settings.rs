@@ -6,7 +6,7 @@
 //! group = 128
 //! order = "groups"              # or "natural", "columns"
 //! shrinkage = "cross-validated" # or a share from 0 to 1
-//! asymmetric-calibration = 0.0  # or a share up to 1: make up for the layers before; needs sequential calibration
+//! asymmetric-calibration = 1.0  # a share above 0: make up for the layers before; needs sequential calibration; off without it
 //! ```
 
 use serde::{
@@ -16,7 +16,7 @@ use serde::{
 use serde_json::{Map, Value};
 use taper_core::linalg::Shrinkage;
 
-use super::{Gptq, RoundNearest, RoundNearestSettings, gptq::ASYMMETRIC};
+use super::{Asymmetry, Gptq, RoundNearest, RoundNearestSettings, gptq::ASYMMETRIC};
 use crate::settle::Order;
 
 /// The options of [`Gptq`] as a recipe has them.
@@ -28,8 +28,8 @@ pub struct GptqSettings {
     pub order: Order,
     /// How far correlations are shrunk.
     pub shrinkage: Shrinkage,
-    /// The share of what the layers before changed that is made up for.
-    pub asymmetry: f64,
+    /// How much of what the layers before changed is made up for.
+    pub asymmetry: Asymmetry,
 }
 
 /// The word for [`Shrinkage::CrossValidated`].
@@ -88,8 +88,8 @@ impl Serialize for GptqSettings {
         };
         map.insert("shrinkage".into(), shrinkage);
         // Off is left out: settings of plain GPTQ read as they always did.
-        if self.asymmetry != 0.0 {
-            map.insert(ASYMMETRIC.into(), self.asymmetry.into());
+        if let Asymmetry::Share(share) = self.asymmetry {
+            map.insert(ASYMMETRIC.into(), share.into());
         }
         map.serialize(serializer)
     }
@@ -113,8 +113,8 @@ impl<'de> Deserialize<'de> for GptqSettings {
             }
         };
         let asymmetry = match map.remove(ASYMMETRIC) {
-            None => 0.0,
-            Some(share) => f64::deserialize(share).map_err(D::Error::custom)?,
+            None => Asymmetry::Off,
+            Some(share) => Asymmetry::Share(f64::deserialize(share).map_err(D::Error::custom)?),
         };
         let numbers = RoundNearestSettings::deserialize(Value::Object(map)).map_err(D::Error::custom)?;
         Ok(Self { numbers, order, shrinkage, asymmetry })
@@ -188,6 +188,7 @@ mod tests {
             (json!({ "shrinkage": 1.5 }), "a share"),
             (json!({ "shrinkage": "much" }), "cross-validated"),
             (json!({ "asymmetric-calibration": 1.5 }), "a share"),
+            (json!({ "asymmetric-calibration": 0.0 }), "leave it out"),
             (json!({ "order": "random" }), "unknown variant"),
             (json!({ "weighting": "input-norms" }), "Gram matrix"),
             (json!({ "gruop": 32 }), "unknown field `gruop`"),

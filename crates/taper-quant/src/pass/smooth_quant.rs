@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{fmt, sync::Arc};
 use taper_core::{
-    Checkpoint, Context, Coordinates, Couplings, Error as CoreError, Needs, Pass, Result, Stage,
+    Checkpoint, Context, Coordinates, Couplings, Error as CoreError, Needs, Pass, Reading, Result, Stage,
+    Stats,
     coupling::{Carrier, Scaling},
     weight::to_f32_vec,
 };
 
-use super::awq::{check, fold_scales, statistics};
+use super::awq::{check, fold_scales, statistics, unseen};
 use crate::equivalence::{
     Folds,
     proxy::{bad_stats, max_abs},
@@ -76,9 +77,8 @@ impl SmoothQuant {
         Ok(Self { couplings, settings })
     }
 
-    fn scales(&self, scaling: &Scaling, checkpoint: &Checkpoint, context: &Context<'_>) -> Result<Vec<f64>> {
-        check(scaling, checkpoint)?;
-        let (site, stats) = statistics(scaling, context)?;
+    fn scales(&self, scaling: &Scaling, checkpoint: &Checkpoint, seen: &Stats) -> Result<Vec<f64>> {
+        let (site, stats) = statistics(scaling, seen)?;
         let (mut act, mut weight) = (vec![0f64; scaling.channels], vec![0f64; scaling.channels]);
         for consumer in &scaling.consumers {
             for (i, &x) in max_abs(stats).iter().enumerate() {
@@ -129,16 +129,36 @@ impl Pass for SmoothQuant {
         Coordinates::Changed
     }
 
+    fn reading(&self) -> Reading {
+        Reading::ByBlock
+    }
+
     fn run(&self, checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint> {
         let scalings = self.couplings.scalings(&checkpoint)?;
         if scalings.is_empty() {
             return Err(crate::Error::NothingDeclared { what: "channels to scale" }.into());
         }
-        let found: Vec<Result<Vec<f64>>> =
-            scalings.par_iter().map(|scaling| self.scales(scaling, &checkpoint, context)).collect();
+        scalings.iter().try_for_each(|scaling| check(scaling, &checkpoint))?;
+        let mut found: Vec<Option<Vec<f64>>> = vec![None; scalings.len()];
+        context.visit_stats(&checkpoint, &mut |seen| {
+            let here = |scaling: &Scaling| scaling.consumers.iter().any(|c| seen.get(&c.weight).is_some());
+            let scales: Vec<Option<Result<Vec<f64>>>> = found
+                .par_iter()
+                .zip(&scalings)
+                .map(|(found, scaling)| {
+                    (found.is_none() && here(scaling)).then(|| self.scales(scaling, &checkpoint, seen))
+                })
+                .collect();
+            for (found, scales) in found.iter_mut().zip(scales) {
+                if let Some(scales) = scales {
+                    *found = Some(scales?);
+                }
+            }
+            Ok(())
+        })?;
         let mut folds = Folds::new();
         for (scaling, scales) in scalings.iter().zip(found) {
-            fold_scales(scaling, &scales?, &checkpoint, &mut folds)?;
+            fold_scales(scaling, &scales.ok_or_else(|| unseen(scaling))?, &checkpoint, &mut folds)?;
         }
         folds.apply(checkpoint)
     }
