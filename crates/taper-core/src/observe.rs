@@ -7,7 +7,8 @@
 //! One recorder may watch a model that several threads run at once, as an engine does that serves requests: an id names
 //! one tensor of one request, and the last [`RECENT`] ids of each group are remembered, so that requests may interleave.
 //! Each input is then counted once and whole; counts, minima and maxima do not depend on the order of requests, the last
-//! bits of the sums do.
+//! bits of the sums do. Where they must not, each thread has a recorder of its own, and [`Stats::merged`] adds up what they
+//! saw in a fixed order.
 
 use candle_core::{DType, Tensor, TensorId};
 use std::{

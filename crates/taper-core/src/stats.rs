@@ -20,6 +20,9 @@
 pub mod file;
 pub mod importance;
 
+mod merge;
+
+use rayon::prelude::*;
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{Error, Needs, Result, kernel, linalg::Symmetric};
@@ -173,6 +176,9 @@ impl FromIterator<(String, Arc<InputStats>)> for Stats {
 /// resemble each other: halves of single tokens would agree about what the text says rather than about the model.
 pub const STRETCH: usize = 256;
 
+/// Inputs whose sums are one task's.
+const COLUMNS: usize = 256;
+
 /// Sums over the inputs of one layer.
 #[derive(Debug, Clone)]
 pub struct Accumulator {
@@ -219,29 +225,54 @@ impl Accumulator {
     /// Adds vectors, `[n, inputs]` row-major. Errors where a value is not finite or the width is another.
     pub fn add(&mut self, site: &str, rows: &[f32]) -> Result<()> {
         self.check(site, rows)?;
-        for row in rows.chunks_exact(self.inputs) {
-            for (j, &x) in row.iter().enumerate() {
-                let (wide, size) = (f64::from(x), f64::from(x.abs()));
-                self.sum[j] += wide;
-                self.sum_abs[j] += size;
-                self.sum_squares[j] += wide * wide;
-                self.min[j] = self.min[j].min(x);
-                self.max[j] = self.max[j].max(x);
-            }
-        }
-        if let Some(gram) = &mut self.gram {
-            stretches(self.count, rows, self.inputs, |half, part| {
-                gram.counts[half] += (part.len() / self.inputs) as u64;
-                // Sums within a stretch are f32: they must not depend on how its tokens arrive.
-                self.pending.extend_from_slice(part);
-                if self.pending.len() == STRETCH * self.inputs {
-                    add_gram(&mut gram.halves[half], &self.pending);
-                    self.pending.clear();
-                }
-            });
-        }
+        self.add_norms(rows);
+        self.add_products(rows);
         self.count += (rows.len() / self.inputs) as u64;
         Ok(())
+    }
+
+    /// The sums per input, some columns per task.
+    fn add_norms(&mut self, rows: &[f32]) {
+        let inputs = self.inputs;
+        let sums = self.sum.par_chunks_mut(COLUMNS).zip(self.sum_abs.par_chunks_mut(COLUMNS));
+        let extremes = self.min.par_chunks_mut(COLUMNS).zip(self.max.par_chunks_mut(COLUMNS));
+        let all = sums.zip(self.sum_squares.par_chunks_mut(COLUMNS)).zip(extremes).enumerate();
+        all.for_each(|(task, (((sum, sum_abs), sum_squares), (min, max)))| {
+            let columns = task * COLUMNS..task * COLUMNS + sum.len();
+            for row in rows.chunks_exact(inputs) {
+                for (j, &x) in row[columns.clone()].iter().enumerate() {
+                    let (wide, size) = (f64::from(x), f64::from(x.abs()));
+                    sum[j] += wide;
+                    sum_abs[j] += size;
+                    sum_squares[j] += wide * wide;
+                    min[j] = min[j].min(x);
+                    max[j] = max[j].max(x);
+                }
+            }
+        });
+    }
+
+    /// The sums of products: whole stretches as they come, others when they are whole.
+    fn add_products(&mut self, rows: &[f32]) {
+        let (inputs, whole) = (self.inputs, STRETCH * self.inputs);
+        let Some(gram) = &mut self.gram else { return };
+        let mut together: [Vec<&[f32]>; 2] = Default::default();
+        stretches(self.count, rows, inputs, |half, part| {
+            gram.counts[half] += (part.len() / inputs) as u64;
+            if part.len() == whole {
+                together[half].push(part);
+                return;
+            }
+            // Sums within a stretch are f32: they must not depend on how its tokens arrive.
+            self.pending.extend_from_slice(part);
+            if self.pending.len() == whole {
+                add_gram(&mut gram.halves[half], &[&self.pending]);
+                self.pending.clear();
+            }
+        });
+        for (half, parts) in gram.halves.iter_mut().zip(together) {
+            add_gram(half, &parts);
+        }
     }
 
     /// [`Accumulator::add`], with what the original model has at the same tokens. The two go together for all tokens or
@@ -294,7 +325,7 @@ impl Accumulator {
         if let Some(gram) = gram.as_mut().filter(|_| !self.pending.is_empty()) {
             // The tokens of a stretch that is not whole yet.
             let half = (self.count.saturating_sub(1) / STRETCH as u64 % 2) as usize;
-            add_gram(&mut gram.halves[half], &self.pending);
+            add_gram(&mut gram.halves[half], &[&self.pending]);
         }
         Ok(InputStats {
             count: self.count,
@@ -310,7 +341,7 @@ impl Accumulator {
 }
 
 /// Cuts rows where the halves change and says which half each part belongs to; `seen` tokens came before.
-fn stretches(seen: u64, rows: &[f32], inputs: usize, mut part: impl FnMut(usize, &[f32])) {
+fn stretches<'r>(seen: u64, rows: &'r [f32], inputs: usize, mut part: impl FnMut(usize, &'r [f32])) {
     let (mut at, mut rest) = (seen, rows);
     while !rest.is_empty() {
         let left = STRETCH - (at % STRETCH as u64) as usize;
@@ -321,10 +352,12 @@ fn stretches(seen: u64, rows: &[f32], inputs: usize, mut part: impl FnMut(usize,
     }
 }
 
-/// G += Σ x xᵀ over at most [`STRETCH`] rows.
-fn add_gram(gram: &mut Symmetric, rows: &[f32]) {
+/// G += Σ x xᵀ over parts of at most [`STRETCH`] rows.
+fn add_gram(gram: &mut Symmetric, parts: &[&[f32]]) {
     let inputs = gram.order();
-    kernel::gram::lower(&[rows], inputs, &mut gram.rows_mut());
+    if !parts.is_empty() {
+        kernel::gram::lower(parts, inputs, &mut gram.rows_mut());
+    }
 }
 
 /// C += Σ x̃ xᵀ.

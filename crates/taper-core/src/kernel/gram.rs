@@ -132,7 +132,17 @@ fn some_rows(
     let width = if part == Part::Lower { first + rows.len() } else { d };
     for p in 0..width.div_ceil(lanes) {
         let panel = &panels[p * tokens * lanes..(p + 1) * tokens * lanes];
-        sums.fill(0.0);
+        // What stood there is where sums begin: they do not depend on how many chunks come together.
+        let columns = |i: usize| {
+            let end = if part == Part::Lower { first + i + 1 } else { d };
+            p * lanes..((p + 1) * lanes).min(end)
+        };
+        for (i, (row, sums)) in rows.iter().zip(sums.chunks_exact_mut(lanes)).enumerate() {
+            let columns = columns(i);
+            if !columns.is_empty() {
+                sums[..columns.len()].copy_from_slice(&row[columns]);
+            }
+        }
         // Tiles that end above the first column of the panel lie beyond the triangle.
         let begin = if part == Part::Lower { (p * lanes).saturating_sub(first) / most } else { 0 };
         let mut start = 0;
@@ -148,10 +158,10 @@ fn some_rows(
             start += run;
         }
         for (i, (row, sums)) in rows.iter_mut().zip(sums.chunks_exact(lanes)).enumerate() {
-            let end = if part == Part::Lower { first + i + 1 } else { d };
-            let columns = p * lanes..((p + 1) * lanes).min(end);
+            let columns = columns(i);
             if !columns.is_empty() {
-                row[columns].iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                let count = columns.len();
+                row[columns].copy_from_slice(&sums[..count]);
             }
         }
     }

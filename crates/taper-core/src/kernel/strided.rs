@@ -10,12 +10,14 @@
 //!
 //! Neighbours: [`super::dense`] multiplies whole weights with all threads; `linalg` factors and solves with this.
 
+use std::ops::Range;
+
 use super::{
     lent::Lent,
     table::{self, Kernels},
 };
 
-/// Rows of B that are packed at a time: a tile of A is then 24 KiB, four panels 256 KiB.
+/// Rows of B that are packed at a time: four panels are then 256 KiB, the tiles of [`ROWS`] rows of A 480, of which one is 24.
 const DEPTH: usize = 512;
 
 /// Panels that share a tile of A.
@@ -44,7 +46,7 @@ pub(crate) fn product(
     let kernels = table::active();
     let (lanes, most) = (kernels.lanes, kernels.tokens);
     let mut panels = Lent::<f32>::new(TOGETHER * lanes * DEPTH.min(k));
-    let mut tile = Lent::<f32>::new(most * DEPTH.min(k));
+    let mut tiles = Lent::<f32>::new(ROWS.min(m).next_multiple_of(most) * DEPTH.min(k));
     for columns in (0..n).step_by(TOGETHER * lanes).map(|from| from..(from + TOGETHER * lanes).min(n)) {
         let count = columns.len().div_ceil(lanes);
         for rows in (0..m).step_by(ROWS).map(|from| from..(from + ROWS).min(m)) {
@@ -55,14 +57,13 @@ pub(crate) fn product(
                 for (p, panel) in panels.chunks_exact_mut(depth * lanes).take(count).enumerate() {
                     pack_panel(kernels, b, (from, columns.start + p * lanes, columns.end), depth, panel);
                 }
-                let starts = rows.clone().step_by(most);
-                for (start, sums) in starts.zip(sums.chunks_mut(most * count * lanes)) {
-                    let tokens = most.min(rows.end - start);
-                    let tile = &mut tile[..depth * tokens];
-                    pack_tile(a, (start, from), tokens, tile);
+                pack_tiles(a, rows.clone(), (from, depth), most, &mut tiles);
+                let tiles = tiles.chunks(most * depth).zip(sums.chunks_mut(most * count * lanes));
+                for (tile, sums) in tiles {
+                    let tokens = sums.len() / (count * lanes);
                     let panels = panels.chunks_exact(depth * lanes);
                     for (panel, c) in panels.zip(sums.chunks_exact_mut(tokens * lanes)) {
-                        (kernels.tile)(tile, panel, c);
+                        (kernels.tile)(&tile[..depth * tokens], panel, c);
                     }
                 }
             }
@@ -120,28 +121,48 @@ fn pack_panel(
     }
 }
 
-/// `tokens` rows of A from `first` on, columns from `from` on: `[depth, tokens]`.
-fn pack_tile(a: Strided<'_>, (first, from): (usize, usize), tokens: usize, out: &mut [f32]) {
-    let start = first * a.row + from * a.col;
-    if a.row == 1 {
-        copy_rows(&a.values[start..], a.col, tokens, out);
+/// Some rows of A, columns from `from` on, as tiles of up to `most` rows one after another, each `[depth, rows]`.
+fn pack_tiles(
+    a: Strided<'_>,
+    rows: Range<usize>,
+    (from, depth): (usize, usize),
+    most: usize,
+    out: &mut [f32],
+) {
+    let tiles = out.chunks_mut(most * depth).zip(rows.clone().step_by(most));
+    if a.row != 1 {
+        for (out, first) in tiles {
+            let tokens = most.min(rows.end - first);
+            for t in 0..tokens {
+                let values = a.values[(first + t) * a.row + from * a.col..].iter().step_by(a.col);
+                let out = out[t..].iter_mut().step_by(tokens).take(depth);
+                out.zip(values).for_each(|(out, value)| *out = *value);
+            }
+        }
         return;
     }
-    for t in 0..tokens {
-        let values = a.values[start + t * a.row..].iter().step_by(a.col);
-        for (out, value) in out[t..].iter_mut().step_by(tokens).zip(values) {
-            *out = *value;
+    // Each column is read once, to all tiles: so many columns apart, tile by tile would miss the cache again and again.
+    for k in 0..depth {
+        let column = &a.values[rows.start + (from + k) * a.col..][..rows.len()];
+        for (tile, values) in column.chunks(most).enumerate() {
+            let at = tile * most * depth + k * values.len();
+            let out = &mut out[at..at + values.len()];
+            match (<&mut [f32; TWELVE]>::try_from(&mut *out), <&[f32; TWELVE]>::try_from(values)) {
+                (Ok(out), Ok(values)) => *out = *values,
+                _ => out.copy_from_slice(values),
+            }
         }
     }
 }
 
+/// The usual height of a tile, as a constant: a copy of so few bytes is not worth a call.
+const TWELVE: usize = 12;
+
 /// The first `width` values of rows `stride` apart, side by side.
 fn copy_rows(from: &[f32], stride: usize, width: usize, out: &mut [f32]) {
     match width {
-        // The usual widths as constants: a copy of so few bytes is not worth a call.
-        6 => copy::<6>(from, stride, out),
+        // The usual widths as constants.
         8 => copy::<8>(from, stride, out),
-        12 => copy::<12>(from, stride, out),
         16 => copy::<16>(from, stride, out),
         32 => copy::<32>(from, stride, out),
         _ => {

@@ -5,23 +5,36 @@
 //! ```
 //!
 //! G is scaled to a mean diagonal of 1 and held as f32: products are then safe whatever the activations are, and costs are
-//! compared with each other only.
+//! compared with each other only. It is symmetric, so one triangle says it all, with half the products:
+//!
+//! ```text
+//! e G eᵀ = Σ_j e_j (G_jj e_j + 2 Σ_{i>j} e_i G_ij)
+//! ```
 
-use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use taper_core::{Error, InputStats, Result};
+use taper_core::{
+    Error, InputStats, Result,
+    linalg::{View, product},
+};
 
 /// G, or its diagonal, with a mean diagonal of 1.
 #[derive(Debug, Clone)]
 pub enum Proxy {
-    /// All of it, f32 `[in, in]`.
-    Gram(Tensor),
+    /// All of it.
+    Gram(Triangle),
     /// Σ x_j² per input.
     Diagonal(Vec<f32>),
 }
 
-/// Rows and columns that are read together, so that the turned-over half of a triangle is read by the line.
-const SQUARE: usize = 64;
+/// The lower triangle of G with everything below its diagonal doubled, `[order, order]` row-major, zeros above.
+#[derive(Debug, Clone)]
+pub struct Triangle {
+    order: usize,
+    values: Vec<f32>,
+}
+
+/// Columns per task of a product with the triangle.
+const COLUMNS: usize = 128;
 
 /// Σ x xᵀ as a full matrix, row-major; the one place that knows how statistics hold it.
 #[must_use]
@@ -56,20 +69,17 @@ impl Proxy {
             || bad_stats(site, "it has no Gram matrix; calibrate with one, or score by input norms");
         let (gram, order) = (stats.gram.as_ref().ok_or_else(missing)?, stats.inputs());
         let scale = scale(site, (0..order).map(|i| gram.get(i, i)))?;
-        // Straight from the triangles: a second matrix in f64 would double what is held.
+        // Straight from the halves: a second matrix in f64 would double what is held.
         let mut values = vec![0f32; order * order];
-        values.par_chunks_mut((SQUARE * order).max(1)).enumerate().for_each(|(square, rows)| {
-            for from in (0..order).step_by(SQUARE) {
-                for (row, i) in rows.chunks_exact_mut(order).zip(square * SQUARE..) {
-                    let columns = row.iter_mut().enumerate().skip(from).take(SQUARE);
-                    columns.for_each(|(j, x)| *x = (gram.get(i, j) * scale) as f32);
-                }
-            }
+        values.par_chunks_mut(order.max(1)).enumerate().for_each(|(i, row)| {
+            let halves = gram.halves[0].row(i).iter().zip(gram.halves[1].row(i));
+            row.iter_mut().zip(halves).for_each(|(x, (a, b))| *x = (2.0 * scale * (a + b)) as f32);
+            row[i] *= 0.5;
         });
         if !values.par_iter().all(|x| x.is_finite()) {
             return Err(bad_stats(site, "its Gram matrix is not finite"));
         }
-        Ok(Self::Gram(Tensor::from_vec(values, (order, order), &Device::Cpu)?))
+        Ok(Self::Gram(Triangle { order, values }))
     }
 
     /// From the sums of squares that were seen at `site`.
@@ -102,15 +112,12 @@ impl Proxy {
                     |row: &[f32]| row.iter().zip(diagonal).map(|(e, g)| f64::from(e * e * g)).sum::<f64>();
                 Ok(errors.par_chunks(run).map(|e| e.chunks_exact(inputs.max(1)).map(cost).sum()).collect())
             }
-            Self::Gram(gram) => {
-                let shape = (errors.len() / inputs.max(1), inputs);
-                let e = Tensor::from_slice(&errors, shape, &Device::Cpu)?;
-                let weighted = e.matmul(gram)?.flatten_all()?.to_vec1::<f32>()?; // (rows, in)
-                let dot = |(a, b): (&[f32], &[f32])| {
-                    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
-                };
-                Ok(errors.par_chunks(run).zip(weighted.par_chunks(run)).map(dot).collect())
-            }
+            Self::Gram(gram) if gram.order == inputs => Ok(gram.costs(&errors, rows)),
+            Self::Gram(gram) => Err(Error::ShapeMismatch {
+                name: "errors".into(),
+                expected: vec![gram.order],
+                found: vec![inputs],
+            }),
         }
     }
 
@@ -120,10 +127,16 @@ impl Proxy {
     /// Columns that are not there.
     pub fn block(&self, start: usize, len: usize) -> Result<Vec<f32>> {
         match self {
-            Self::Gram(gram) => {
-                let block = gram.narrow(0, start, len)?.narrow(1, start, len)?;
-                Ok(block.contiguous()?.flatten_all()?.to_vec1()?)
+            Self::Gram(gram) if start + len <= gram.order => {
+                let at = |i: usize, j: usize| gram.values[(start + i) * gram.order + start + j];
+                let one = |i: usize, j: usize| if i == j { at(i, i) } else { 0.5 * at(i.max(j), i.min(j)) };
+                Ok((0..len).flat_map(|i| (0..len).map(move |j| one(i, j))).collect())
             }
+            Self::Gram(gram) => Err(Error::ShapeMismatch {
+                name: "block".into(),
+                expected: vec![gram.order],
+                found: vec![start + len],
+            }),
             Self::Diagonal(diagonal) => {
                 let mut block = vec![0.0; len * len];
                 for (i, &g) in diagonal[start..start + len].iter().enumerate() {
@@ -133,6 +146,40 @@ impl Proxy {
             }
         }
     }
+}
+
+impl Triangle {
+    /// tr(E G Eᵀ) of each run of `rows` error rows.
+    fn costs(&self, errors: &[f32], rows: usize) -> Vec<f64> {
+        let d = self.order;
+        let count = errors.len() / d.max(1);
+        let parts: Vec<Vec<f64>> = (0..d)
+            .into_par_iter()
+            .step_by(COLUMNS)
+            .map(|from| {
+                let width = COLUMNS.min(d - from);
+                let mut weighted = vec![0f32; count * width];
+                // Rows above the first column hold nothing.
+                let (left, right) =
+                    (View::rows(&errors[from..], d), View::rows(&self.values[from * d + from..], d));
+                product(&mut weighted, width, (count, width, d - from), (0.0, 1.0), left, right);
+                let rows_of =
+                    weighted.chunks_exact((rows * width).max(1)).zip(errors.chunks_exact((rows * d).max(1)));
+                rows_of
+                    .map(|(weighted, errors)| {
+                        let pairs = weighted.chunks_exact(width).zip(errors.chunks_exact(d));
+                        pairs.map(|(w, e)| dot(w, &e[from..from + width])).sum::<f64>()
+                    })
+                    .collect()
+            })
+            .collect();
+        // In the order of columns, whoever was first.
+        (0..count / rows.max(1)).map(|run| parts.iter().map(|part| part[run]).sum::<f64>()).collect()
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
 }
 
 /// What brings the mean of a diagonal to 1.
@@ -175,6 +222,14 @@ mod tests {
         };
         let (a, b): (Vec<f32>, Vec<f32>) = (0..rows * inputs).map(|i| (value(i, 3), value(i, 5))).unzip();
         let proxy = Proxy::gram("x", &stats).unwrap();
+        let block = proxy.block(1, 3).unwrap();
+        let gram = stats.gram.as_ref().unwrap();
+        for (i, j) in [(0, 0), (0, 2), (2, 0), (1, 2)] {
+            let (got, other) = (f64::from(block[3 * i + j]), f64::from(block[0]));
+            let expected = gram.get(1 + i, 1 + j) / gram.get(1, 1);
+            assert!((got / other - expected).abs() < 1e-5, "{i} {j}");
+        }
+        assert!(proxy.block(3, 3).is_err());
         let ratio = |e: &Vec<f32>| proxy.cost(e.clone(), inputs).unwrap() / direct(e);
         assert!((ratio(&a) / ratio(&b) - 1.0).abs() < 1e-5);
         let unit = |j: usize| (0..inputs).map(|i| if i == j { 1.0 } else { 0.0 }).collect::<Vec<f32>>();

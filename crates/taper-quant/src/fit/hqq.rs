@@ -5,7 +5,7 @@
 //!
 //! split     ε_i stands for the error:             ε ← shrink(x − x̂),   shrink(e) = sign(e) max(|e| − |e|^(p−1) / β, 0)
 //! refit     what is left is a least-squares fit:  z ← mean(q) − mean(x − ε) / s, rounded      s ← its closed form at that z
-//! repeat    β ← κ β, from min–max on, until Σ |error|^p no longer falls
+//! repeat    β ← κ β, from min–max on, until Σ |error|^p falls by less than a ten-thousandth
 //! ```
 //!
 //! The paper keeps s and moves a zero point that is a real number. Zero points here are codes, as in every file format
@@ -41,6 +41,9 @@ pub(crate) const STRENGTH: f32 = 10.0;
 
 /// κ, as in the paper's program.
 pub(crate) const GROWTH: f32 = 1.01;
+
+/// A fit ends where the sum is not below this share of what it was: what further steps would gain is not worth their time.
+pub(crate) const CLOSE: f32 = 0.9999;
 
 impl Default for Hqq {
     fn default() -> Self {
@@ -121,7 +124,11 @@ impl Hqq {
             if cost.is_nan() || cost >= least {
                 break;
             }
+            let ends = cost >= least * f64::from(CLOSE);
             (best, least) = (now, cost);
+            if ends {
+                break;
+            }
             let by = if scheme.is_symmetric() {
                 0.0
             } else {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! d is what shrinkage leaves of the error: e − shrink(e). The steps are those of [`crate::fit::hqq`], which says why they are
-//! taken. A lane stops where its cost no longer falls; the last of them ends the loop.
+//! taken. A lane stops where its cost hardly falls any more; the last of them ends the loop.
 //!
 //! Powers are 2^((p−1) log₂ |e|), with polynomials good to 6·10⁻⁶: the shrinkage is a matter of degree, and costs that
 //! differ by less belong to grids that are equally good.
@@ -17,7 +17,7 @@
 
 use super::{Number, Tile, lanes::Lanes};
 use crate::{
-    fit::hqq::{GROWTH, Hqq, STRENGTH},
+    fit::hqq::{CLOSE, GROWTH, Hqq, STRENGTH},
     scheme::ScaleType,
 };
 
@@ -101,13 +101,14 @@ fn grids<L: Lanes, const WEIGHTED: bool>(
         let ratio = scale / first;
         let at = Place { unit, ratio, low, high: low + steps, limit };
         let sums = sums::<L, WEIGHTED>(job.values, weights, &at, hqq.norm - 1.0);
-        active = L::both(active, sums.cost.below(best));
+        let better = L::both(active, sums.cost.below(best));
+        active = L::both(better, sums.cost.below(best * L::splat(CLOSE)));
+        best = L::choose(better, sums.cost, best);
+        best_scale = L::choose(better, scale, best_scale);
+        best_low = L::choose(better, low, best_low);
         if !L::any(active) {
             break;
         }
-        best = L::choose(active, sums.cost, best);
-        best_scale = L::choose(active, scale, best_scale);
-        best_low = L::choose(active, low, best_low);
         let slid = (low + (sums.d / (ratio * total)).round()).most(zero - steps).least(zero);
         let by = if sliding { slid - low } else { zero };
         let above = ratio * (sums.qq + by * sums.q) + (sums.dq + by * sums.d);
