@@ -102,7 +102,7 @@ fn values(n: usize, seed: usize) -> Vec<f32> {
 }
 
 fn checkpoint() -> Checkpoint {
-    let mut checkpoint = Checkpoint::new(Default::default());
+    let mut checkpoint = Checkpoint::new(Default::default()).with_codecs(&taper::codecs());
     let mut put = |name: String, shape: &[usize], seed| {
         let tensor = Tensor::from_vec(values(shape.iter().product(), seed), shape, &Device::Cpu).unwrap();
         checkpoint.insert(name, Arc::new((tensor * 0.3).unwrap()));

@@ -215,7 +215,7 @@ fn asymmetric_calibration_gives_what_the_original_gave_where_plain_feedback_cann
     assert!(plain.asymmetric_calibration(1.5).unwrap_err().to_string().contains("between 0 and 1"));
     let once = InputStats { cross: None, ..stats };
     let message = passed(plain.asymmetric_calibration(1.0).unwrap(), &values, [rows, d], &once).unwrap_err();
-    assert!(message.to_string().contains("calibrate sequentially"), "{message}");
+    assert!(message.to_string().contains("sequential calibration"), "{message}");
 }
 
 #[test]
