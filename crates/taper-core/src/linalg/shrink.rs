@@ -11,10 +11,10 @@
 //! and B from the other that is a cross-validation of α, and its minimum is flat: a few values suffice, and a few random
 //! signs z instead of the whole trace (E z zᵀ = I).
 //!
-//! Of more than [`MOST`] inputs so many are asked, at even distances in the order of settling: the cost of a factor falls with
+//! Of more than `MOST` inputs so many are asked, at even distances in the order of settling: the cost of a factor falls with
 //! the cube. With fewer inputs to predict each other there is less to get wrong, so the best α/(1 − α) is smaller: on
 //! synthetic layers (spectra i⁻¹ and i⁻⁰·⁵, 1,024 to 16,384 tokens, 512 to 4,096 inputs) it grew with the power 0.2 to 0.65
-//! of their number; [`GROWTH`] is used. The memory is that of two matrices of so many inputs.
+//! of their number; `GROWTH` is used. The memory is that of two matrices of so many inputs.
 //!
 //! The half has half the tokens. Sampling error falls with 1/n, and the best α/(1 − α) with it: the value found is
 //! halved for all tokens. On synthetic layers with spectra i⁻¹ and i⁻⁰·⁵ this is within 1 % of the best error of any α.
