@@ -16,6 +16,7 @@ use taper_quant::{
     code::trellis::StateBits,
     codec::TaperTrellis,
     packed_trellis::{Counted, TrellisScheme},
+    pass::Asymmetry,
 };
 
 fn gaussian(n: usize, seed: u64) -> Vec<f32> {
@@ -207,14 +208,17 @@ fn asymmetric_calibration_gives_what_the_original_gave_where_plain_feedback_cann
     };
     let plain = Trellis::new(4.0).unwrap();
     let fed = distance(&passed(plain, &values, [rows, d], &stats).unwrap());
-    let whole = plain.asymmetric_calibration(1.0).unwrap();
+    let whole = plain.asymmetric_calibration(Asymmetry::Share(1.0));
     let (whole, none) = (distance(&passed(whole, &values, [rows, d], &stats).unwrap()), distance(&values));
     println!("original weights {none}, plain {fed}, asymmetric {whole}");
     assert!(whole < 0.5 * fed, "{whole} against {fed}");
     assert!(whole < 0.5 * none, "{whole}: the weights as they were give {none}");
-    assert!(plain.asymmetric_calibration(1.5).unwrap_err().to_string().contains("between 0 and 1"));
+    let beyond = plain.asymmetric_calibration(Asymmetry::Share(1.5));
+    let message = passed(beyond, &values, [rows, d], &stats).unwrap_err();
+    assert!(message.to_string().contains("above 0 and at most 1"), "{message}");
     let once = InputStats { cross: None, ..stats };
-    let message = passed(plain.asymmetric_calibration(1.0).unwrap(), &values, [rows, d], &once).unwrap_err();
+    let message =
+        passed(plain.asymmetric_calibration(Asymmetry::Share(1.0)), &values, [rows, d], &once).unwrap_err();
     assert!(message.to_string().contains("sequential calibration"), "{message}");
 }
 

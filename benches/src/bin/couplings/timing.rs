@@ -1,46 +1,19 @@
 //! Seconds of one layer: AWQ's search, the encoding of a trellis, and its product.
 
-use rand::SeedableRng;
-use rand_distr::{Distribution, StandardNormal};
 use std::{num::NonZeroUsize, sync::Arc, time::Instant};
 use taper::{
-    Context, Coupling, InputStats, Needs, Pass, Silent, Stats,
+    Context, InputStats, Needs, Pass, Silent, Stats,
     candle::{Device, Tensor},
-    core::{
-        coupling::{Carrier, Scaling},
-        stats::Accumulator,
-    },
+    core::stats::Accumulator,
     prelude::*,
     quant::{Awq, Fit, PackedTrellis, code::trellis::StateBits, packed_trellis::TrellisScheme, pass::Score},
 };
+use taper_benches::{coupled::NormAndLinear, matrix::gaussian};
 
 use crate::Fallible;
 
 /// Tokens behind the Gram matrix; the search does not depend on them.
 const TOKENS: usize = 256;
-
-fn gaussian(n: usize, seed: u64) -> Vec<f32> {
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-    (0..n).map(|_| StandardNormal.sample(&mut rng)).collect()
-}
-
-/// A norm before one linear.
-struct One(usize);
-
-impl Couplings for One {
-    fn couplings(&self, _: &Checkpoint) -> taper::Result<Vec<Coupling>> {
-        Ok(Vec::new())
-    }
-
-    fn scalings(&self, _: &Checkpoint) -> taper::Result<Vec<Scaling>> {
-        Ok(vec![Scaling {
-            name: "norm".into(),
-            channels: self.0,
-            producers: vec![Carrier::new("norm.weight", 0)],
-            consumers: vec![Carrier::new("linear.weight", 1)],
-        }])
-    }
-}
 
 /// Statistics of correlated inputs with a few loud channels.
 fn stats(size: usize) -> Fallible<InputStats> {
@@ -67,7 +40,7 @@ pub(crate) fn run(size: usize) -> Fallible {
     for (fit_name, fit) in [("minmax", Fit::MinMax), ("search", Fit::default())] {
         for score in [Score::Gram, Score::InputNorms] {
             let rounding = RoundNearest::int4(128)?.asymmetric().with_fit(fit);
-            let awq = Awq::new(Arc::new(One(size)), rounding).with_points(twenty).scored_by(score);
+            let awq = Awq::new(Arc::new(NormAndLinear(size)), rounding).with_points(twenty).scored_by(score);
             let clock = Instant::now();
             drop(awq.run(checkpoint.clone(), &Context::new(Some(&stats), 0, &Silent))?);
             println!("awq 20 points, {fit_name}, {score:?}: {:.3} s", clock.elapsed().as_secs_f64());

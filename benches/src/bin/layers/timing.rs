@@ -9,11 +9,10 @@
 
 use std::{num::NonZeroUsize, sync::Arc, time::Instant};
 use taper::{
-    Context, Coupling, Pass, Silent, Stats,
+    Context, Pass, Silent, Stats,
     candle::{DType, Device, Tensor},
     core::{
         InputStats, Needs,
-        coupling::{Carrier, Scaling},
         linalg::{Factor, Shrinkage},
         stats::Accumulator,
     },
@@ -23,7 +22,7 @@ use taper::{
         settle::{Order, Plan},
     },
 };
-use taper_benches::matrix::normalised_mse;
+use taper_benches::{coupled::NormAndLinear, matrix::normalised_mse};
 
 use crate::{methods::decoded, output_energy};
 
@@ -147,7 +146,7 @@ impl Job<'_> {
         let twenty = NonZeroUsize::new(20).ok_or("20 is not 0")?;
         for (name, fit) in [("minmax", Fit::MinMax), ("search", Fit::default())] {
             let rounding = RoundNearest::int4(self.group)?.asymmetric().with_fit(fit);
-            let awq = Awq::new(Arc::new(One(d)), rounding).with_points(twenty);
+            let awq = Awq::new(Arc::new(NormAndLinear(d)), rounding).with_points(twenty);
             let run = || Ok(awq.run(checkpoint.clone(), &Context::new(Some(&stats), 0, &Silent))?);
             let scaled = run()?.get("norm.weight")?.dense()?.to_vec1::<f32>()?;
             let loudest = (0..d).min_by(|&a, &b| scaled[a].total_cmp(&scaled[b])).unwrap_or(0);
@@ -158,24 +157,6 @@ impl Job<'_> {
             time(&format!("awq, 20 points, {name}"), run)?;
         }
         Ok(())
-    }
-}
-
-/// A norm before one linear.
-struct One(usize);
-
-impl Couplings for One {
-    fn couplings(&self, _: &Checkpoint) -> taper::Result<Vec<Coupling>> {
-        Ok(Vec::new())
-    }
-
-    fn scalings(&self, _: &Checkpoint) -> taper::Result<Vec<Scaling>> {
-        Ok(vec![Scaling {
-            name: "norm".into(),
-            channels: self.0,
-            producers: vec![Carrier::new("norm.weight", 0)],
-            consumers: vec![Carrier::new("linear.weight", 1)],
-        }])
     }
 }
 

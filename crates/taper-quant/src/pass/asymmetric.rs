@@ -16,10 +16,13 @@
 //! Neighbours: [`super::gptq`] is the pass, `taper_core::stats` has G and C.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use taper_core::{
     Gram,
     linalg::{Ldl, View, product},
 };
+
+use crate::Error;
 
 /// How much of what the layers before a layer changed it makes up for.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -29,6 +32,45 @@ pub enum Asymmetry {
     Off,
     /// This share, above 0 and at most 1 (all of it).
     Share(f64),
+}
+
+/// The key of a share in recipes; without it there is none.
+pub(super) const KEY: &str = "asymmetric-calibration";
+
+impl Asymmetry {
+    pub(super) fn is_off(&self) -> bool {
+        *self == Self::Off
+    }
+
+    /// Refuses shares that are none.
+    pub(super) fn check(self) -> crate::Result<()> {
+        match self {
+            Self::Share(share) if !(share > 0.0 && share <= 1.0) => Err(Error::Conflict {
+                option: KEY,
+                conflict: "is not above 0 and at most 1".into(),
+                expected: "choose a share, such as 1 (all of it), or leave it out".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// As a recipe spells it: the share. Passes leave out [`Asymmetry::Off`], so that their settings read as without the option.
+impl Serialize for Asymmetry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Off => serializer.serialize_none(),
+            Self::Share(share) => serializer.serialize_f64(*share),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Asymmetry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let asymmetry = Option::<f64>::deserialize(deserializer)?.map_or(Self::Off, Self::Share);
+        asymmetry.check().map_err(D::Error::custom)?;
+        Ok(asymmetry)
+    }
 }
 
 /// What calibration saw at a layer, as [`Gptq`](super::Gptq) uses it.
@@ -43,6 +85,27 @@ pub struct Inputs<'a> {
 impl<'a> From<&'a Gram> for Inputs<'a> {
     fn from(gram: &'a Gram) -> Self {
         Self { gram, cross: None }
+    }
+}
+
+/// The cross Gram matrix of a layer with `d` inputs.
+pub(super) fn cross(cross: Option<&[f64]>, d: usize) -> crate::Result<&[f64]> {
+    match cross {
+        None => Err(Error::Conflict {
+            option: KEY,
+            conflict: "needs a cross gram matrix with the inputs of the original model, and there is none"
+                .into(),
+            expected: "calibrate sequentially for this pass, or remove the option".into(),
+        }),
+        Some(cross) if cross.len() != d * d => {
+            Err(Error::Length { what: "cross", found: cross.len(), expected: d * d })
+        }
+        Some(cross) => match cross.iter().position(|x| !x.is_finite()) {
+            Some(first) => {
+                Err(Error::NotFinite { count: cross.iter().filter(|x| !x.is_finite()).count(), first })
+            }
+            None => Ok(cross),
+        },
     }
 }
 

@@ -47,9 +47,6 @@ use crate::{
     settle::{Order, Plan, Settling},
 };
 
-/// The option's word in recipes and errors.
-pub(super) const ASYMMETRIC: &str = "asymmetric-calibration";
-
 /// Rounds with feedback to the numbers of a [`RoundNearest`].
 ///
 /// ```
@@ -163,10 +160,7 @@ impl Gptq {
         if self.numbers.weighting() != super::Weighting::Equal {
             return conflict("weighting", "is what the Gram matrix decides here", "remove it");
         }
-        if matches!(self.asymmetry, Asymmetry::Share(share) if !(share > 0.0 && share <= 1.0)) {
-            let expected = "choose a share, such as 1 (all of it), or leave it out";
-            return conflict(ASYMMETRIC, "is not above 0 and at most 1", expected);
-        }
+        self.asymmetry.check()?;
         match self.shrinkage {
             Shrinkage::Fixed(alpha) if !(0.0..=1.0).contains(&alpha) => {
                 conflict("shrinkage", "is not between 0 and 1", "choose a share, such as 0.1")
@@ -315,7 +309,7 @@ impl<'v> Work<'v> {
         // What no original is beside is refused before the factor, which is the work.
         let cross = match pass.asymmetry {
             Asymmetry::Off => None,
-            Asymmetry::Share(share) => Some((share, cross(inputs.cross, d)?)),
+            Asymmetry::Share(share) => Some((share, asymmetric::cross(inputs.cross, d)?)),
         };
         let factor = factors(&plan.order).ok_or_else(|| Error::Conflict {
             option: "gram",
@@ -335,27 +329,6 @@ impl<'v> Work<'v> {
 
     fn settling<'a, C: crate::code::nearest::NearestCode>(&'a self, codes: &'a C) -> Settling<'a, C> {
         Settling { codes, plan: &self.plan, factor: &self.factor.ldl, fixed: None, dead: &self.dead }
-    }
-}
-
-/// The cross Gram matrix of a layer with `d` inputs.
-pub(super) fn cross(cross: Option<&[f64]>, d: usize) -> crate::Result<&[f64]> {
-    match cross {
-        None => Err(Error::Conflict {
-            option: ASYMMETRIC,
-            conflict: "needs a cross gram matrix with the inputs of the original model, and there is none"
-                .into(),
-            expected: "calibrate sequentially for this pass, or remove the option".into(),
-        }),
-        Some(cross) if cross.len() != d * d => {
-            Err(Error::Length { what: "cross", found: cross.len(), expected: d * d })
-        }
-        Some(cross) => match cross.iter().position(|x| !x.is_finite()) {
-            Some(first) => {
-                Err(Error::NotFinite { count: cross.iter().filter(|x| !x.is_finite()).count(), first })
-            }
-            None => Ok(cross),
-        },
     }
 }
 

@@ -16,7 +16,9 @@ use serde::{
 use serde_json::{Map, Value};
 use taper_core::linalg::Shrinkage;
 
-use super::{Asymmetry, Gptq, RoundNearest, RoundNearestSettings, gptq::ASYMMETRIC};
+use super::{
+    Asymmetry, Gptq, RoundNearest, RoundNearestSettings, asymmetric::KEY as ASYMMETRIC, shrinkage as spelt,
+};
 use crate::settle::Order;
 
 /// The options of [`Gptq`] as a recipe has them.
@@ -31,9 +33,6 @@ pub struct GptqSettings {
     /// How much of what the layers before changed is made up for.
     pub asymmetry: Asymmetry,
 }
-
-/// The word for [`Shrinkage::CrossValidated`].
-const CROSS_VALIDATED: &str = "cross-validated";
 
 /// The keys, which readers of recipes ask a deserialization for; a test compares them with what is read.
 const KEYS: &[&str] = &[
@@ -82,14 +81,12 @@ impl Serialize for GptqSettings {
         map.remove("weighting");
         let order = serde_json::to_value(self.order).map_err(serde::ser::Error::custom)?;
         map.insert("order".into(), order);
-        let shrinkage = match self.shrinkage {
-            Shrinkage::CrossValidated => CROSS_VALIDATED.into(),
-            Shrinkage::Fixed(alpha) => alpha.into(),
-        };
-        map.insert("shrinkage".into(), shrinkage);
+        let shrinkage = spelt::serialize(&self.shrinkage, serde_json::value::Serializer);
+        map.insert("shrinkage".into(), shrinkage.map_err(serde::ser::Error::custom)?);
         // Off is left out: settings of plain GPTQ read as they always did.
-        if let Asymmetry::Share(share) = self.asymmetry {
-            map.insert(ASYMMETRIC.into(), share.into());
+        if !self.asymmetry.is_off() {
+            let share = serde_json::to_value(self.asymmetry).map_err(serde::ser::Error::custom)?;
+            map.insert(ASYMMETRIC.into(), share);
         }
         map.serialize(serializer)
     }
@@ -104,17 +101,11 @@ impl<'de> Deserialize<'de> for GptqSettings {
         };
         let shrinkage = match map.remove("shrinkage") {
             None => Shrinkage::default(),
-            Some(Value::String(word)) if word == CROSS_VALIDATED => Shrinkage::CrossValidated,
-            Some(Value::Number(alpha)) => Shrinkage::Fixed(alpha.as_f64().unwrap_or(f64::NAN)),
-            Some(other) => {
-                let message =
-                    format!("`shrinkage` is {other}; expected \"{CROSS_VALIDATED}\" or a share from 0 to 1");
-                return Err(D::Error::custom(message));
-            }
+            Some(shrinkage) => spelt::deserialize(shrinkage).map_err(D::Error::custom)?,
         };
         let asymmetry = match map.remove(ASYMMETRIC) {
             None => Asymmetry::Off,
-            Some(share) => Asymmetry::Share(f64::deserialize(share).map_err(D::Error::custom)?),
+            Some(share) => Asymmetry::deserialize(share).map_err(D::Error::custom)?,
         };
         let numbers = RoundNearestSettings::deserialize(Value::Object(map)).map_err(D::Error::custom)?;
         Ok(Self { numbers, order, shrinkage, asymmetry })

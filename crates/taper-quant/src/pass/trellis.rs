@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::borrow::Cow;
 use taper_core::{
-    Context, Error as CoreError, InputStats, Needs, Result, Rewrite, SharedWeight, Stage, WeightPass,
+    Context, Error as CoreError, Gram, InputStats, Needs, Result, Rewrite, SharedWeight, Stage, WeightPass,
     linalg::{Factor, Shrinkage},
     report::{Measure, Unit},
     weight::to_f32_vec,
 };
 
-use super::{asymmetric, gptq::cross, shrinkage};
+use super::{Asymmetry, asymmetric, shrinkage};
 use crate::{
     Error,
     code::trellis::StateBits,
@@ -33,7 +33,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FeedbackFrom {
-    /// Through the Gram matrix of the inputs. Weights that calibration did not reach (embeddings, say) go without.
+    /// Through the Gram matrix of the inputs. Weights that calibration did not reach (embeddings, say) are left as they are.
     #[default]
     Gram,
     /// Not at all; no data needed.
@@ -66,8 +66,9 @@ pub struct Trellis {
     /// How far correlations are shrunk.
     #[serde(with = "shrinkage")]
     shrinkage: Shrinkage,
-    /// The share of what the layers before changed that is made up for.
-    asymmetric_calibration: f64,
+    /// How much of what the layers before changed is made up for.
+    #[serde(skip_serializing_if = "Asymmetry::is_off")]
+    asymmetric_calibration: Asymmetry,
 }
 
 impl Default for Trellis {
@@ -83,7 +84,7 @@ impl Default for Trellis {
             damping,
             feedback,
             shrinkage,
-            asymmetric_calibration: 0.0,
+            asymmetric_calibration: Asymmetry::Off,
         }
     }
 }
@@ -144,13 +145,11 @@ impl Trellis {
         self
     }
 
-    /// With this share, from 0 to 1, of what the layers before changed made up for ([`super::asymmetric`]); 0 is the default.
-    /// Above 0 it needs sequential calibration.
-    ///
-    /// # Errors
-    /// A share outside 0 to 1.
-    pub fn asymmetric_calibration(self, share: f64) -> crate::Result<Self> {
-        Self { asymmetric_calibration: share, ..self }.checked()
+    /// With what the layers before changed made up for, or not ([`super::asymmetric`]). It needs sequential calibration.
+    #[must_use]
+    pub fn asymmetric_calibration(mut self, asymmetry: Asymmetry) -> Self {
+        self.asymmetric_calibration = asymmetry;
+        self
     }
 
     /// The numbers of the encoding.
@@ -162,26 +161,20 @@ impl Trellis {
 
     fn checked(self) -> crate::Result<Self> {
         self.scheme().check()?;
-        if !(0.0..=1.0).contains(&self.asymmetric_calibration) {
-            return Err(Error::Conflict {
-                option: super::gptq::ASYMMETRIC,
-                conflict: "is not between 0 and 1".into(),
-                expected: "choose a share, such as 1 (all of it)".into(),
-            });
-        }
+        self.asymmetric_calibration.check()?;
         Ok(self)
     }
 
     /// What calibration makes of a weight: correlations shrunk, and the weight moved to where it makes up for the layers before,
-    /// where that is asked for. `None` where calibration kept no Gram matrix.
+    /// where that is asked for.
     fn fed<'v>(
         &self,
         name: &str,
         values: &'v [f32],
         seen: &InputStats,
+        gram: &Gram,
         context: &Context<'_>,
-    ) -> crate::Result<Option<Fed<'v>>> {
-        let Some(gram) = &seen.gram else { return Ok(None) };
+    ) -> crate::Result<(Cow<'v, [f32]>, Vec<f64>)> {
         let d = gram.inputs();
         let loudness: Vec<f64> = (0..d).map(|i| gram.get(i, i)).collect();
         let mut order: Vec<usize> = (0..d).collect();
@@ -192,22 +185,15 @@ impl Trellis {
             expected: "calibrate again; no shrinkage can make up for that".into(),
         })?;
         context.measured(name, Measure::new("damping", factor.damped.factor, Unit::Share));
-        let share = self.asymmetric_calibration;
-        let values = if share > 0.0 {
-            let sums = (gram, cross(seen.cross.as_deref(), d)?);
-            Cow::Owned(asymmetric::target(values, sums, share, &order, &factor.ldl))
-        } else {
-            Cow::Borrowed(values)
+        let values = match self.asymmetric_calibration {
+            Asymmetry::Off => Cow::Borrowed(values),
+            Asymmetry::Share(share) => {
+                let sums = (gram, asymmetric::cross(seen.cross.as_deref(), d)?);
+                Cow::Owned(asymmetric::target(values, sums, share, &order, &factor.ldl))
+            }
         };
-        let gram = shrunk(gram_of(seen).unwrap_or_default(), d, factor.damped.factor);
-        Ok(Some(Fed { values, gram: Some(gram) }))
+        Ok((values, shrunk(gram_of(seen).unwrap_or_default(), d, factor.damped.factor)))
     }
-}
-
-/// What is encoded, and the Gram matrix to do it by.
-struct Fed<'v> {
-    values: Cow<'v, [f32]>,
-    gram: Option<Vec<f64>>,
 }
 
 /// (1 − α) G + α diag G of a full matrix `[d, d]`.
@@ -238,8 +224,8 @@ impl WeightPass for Trellis {
 
     fn needs(&self) -> Needs {
         match self.feedback {
-            FeedbackFrom::Gram if self.asymmetric_calibration > 0.0 => Needs::CrossGram,
-            FeedbackFrom::Gram => Needs::Gram,
+            FeedbackFrom::Gram if self.asymmetric_calibration.is_off() => Needs::Gram,
+            FeedbackFrom::Gram => Needs::CrossGram,
             FeedbackFrom::Nothing => Needs::Nothing,
         }
     }
@@ -264,12 +250,20 @@ impl WeightPass for Trellis {
             return Ok(Rewrite::left("has no elements"));
         }
         let values = to_f32_vec(weight.as_ref())?;
-        let seen = context.stats(name).filter(|_| self.feedback == FeedbackFrom::Gram);
-        let fed = match seen {
-            Some(seen) => self.fed(name, &values, seen, context)?,
-            None => None,
+        let (values, gram) = match self.feedback {
+            FeedbackFrom::Nothing => (Cow::Borrowed(&values[..]), None),
+            FeedbackFrom::Gram => {
+                let Some((seen, gram)) =
+                    context.stats(name).and_then(|seen| Some((seen, seen.gram.as_ref()?)))
+                else {
+                    return Ok(Rewrite::left(
+                        "calibration saw no input of it; `feedback = \"nothing\"` goes without",
+                    ));
+                };
+                let (values, gram) = self.fed(name, &values, seen, gram, context)?;
+                (values, Some(gram))
+            }
         };
-        let Fed { values, gram } = fed.unwrap_or(Fed { values: Cow::Borrowed(&values), gram: None });
         let seed = named_seed(context.seed(), name);
         let packed = PackedTrellis::encode(&values, [rows, cols], &self.scheme(), gram.as_deref(), seed);
         packed.map(Rewrite::done).map_err(CoreError::from)
