@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::{Pipeline, Run, memory, shelf::Shelf, stream};
 use crate::{
     Checkpoint, Context, Coordinates, Needs, Outline, Pass, Result, Stage,
-    pass::Weightwise,
+    pass::{Reading, Weightwise},
     report::{Row, Totals},
     store::{
         layout::{self, FileWeight, Sharding},
@@ -107,6 +107,10 @@ impl Pass for Rehearsed {
 
     fn coordinates(&self) -> Coordinates {
         self.0.coordinates()
+    }
+
+    fn reading(&self) -> Reading {
+        self.0.reading()
     }
 
     fn weightwise(&self) -> Option<Weightwise<'_>> {

@@ -12,7 +12,8 @@ use std::{
 };
 use taper_core::{
     Batch, Block, Blocks, Calibration, Checkpoint, Context, Entrance, Event, Exit, Flow, Hidden, InputStats,
-    Needs, Pipeline, Result, Rewrite, Run, SharedWeight, Silent, Stage, WeightBuilder, WeightPass,
+    Needs, Pass, Pipeline, Reading, Result, Rewrite, Run, SharedWeight, Silent, Stage, WeightBuilder,
+    WeightPass,
     calibrate::{Grain, Kept, Mode},
     nn::{self, Embedding, Linear},
     report::Origin,
@@ -314,6 +315,64 @@ fn a_cancelled_run_goes_on_after_the_last_whole_block() {
     pipeline.run_to(checkpoint(), &out, &run).unwrap_err();
     let run = Run::new().with_calibration(&other).with_resume(Resume::Continue);
     assert!(error_of(pipeline.run_to(checkpoint(), &out, &run)).contains("another recipe"));
+}
+
+/// A pass over the whole model that notes how many layers it is shown at once.
+#[derive(Debug, Default)]
+struct Looks(Arc<Mutex<Vec<usize>>>);
+
+impl Pass for Looks {
+    fn name(&self) -> &str {
+        "looks"
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Value
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::InputNorms
+    }
+
+    fn settings(&self) -> Value {
+        json!({})
+    }
+
+    fn reading(&self) -> Reading {
+        Reading::ByBlock
+    }
+
+    fn run(&self, mut checkpoint: Checkpoint, context: &Context<'_>) -> Result<Checkpoint> {
+        assert!(context.stats("blocks.0.down.weight").is_none(), "nothing is held besides");
+        context.visit_stats(&checkpoint, &mut |stats| {
+            self.0.lock().unwrap().push(stats.len());
+            Ok(())
+        })?;
+        let head = checkpoint.get("head.weight")?.dense()?;
+        checkpoint.insert("head.weight", Arc::new((head * 0.5)?));
+        Ok(checkpoint)
+    }
+}
+
+#[test]
+fn statistics_that_are_read_by_block_are_so_in_a_dry_run_too() {
+    let calibration = calibration();
+    let run = Run::new().with_calibration(&calibration);
+    let looked = |dry: bool| {
+        let looks = Looks::default();
+        let seen = Arc::clone(&looks.0);
+        let pipeline = Pipeline::new().then(looks);
+        if dry {
+            pipeline.predict(checkpoint(), &run).unwrap();
+        } else {
+            pipeline.run(checkpoint(), &run).unwrap();
+        }
+        seen.lock().unwrap().clone()
+    };
+    let seen = looked(false);
+    assert_eq!(seen.iter().filter(|layers| **layers == 3).count(), 11, "{seen:?}");
+    assert!(seen.iter().all(|layers| *layers <= 3), "{seen:?}");
+    assert_eq!(looked(true), seen);
 }
 
 #[test]
