@@ -200,7 +200,6 @@ macro_rules! by_tokens {
         }
     };
 }
-#[cfg(target_arch = "x86_64")]
 pub(super) use by_tokens;
 
 /// # Safety
