@@ -41,7 +41,7 @@ struct Through;
 
 impl Entrance for Through {
     fn forward(&self, batch: &Batch) -> taper::Result<Hidden> {
-        Ok(Hidden { x: batch.input.clone(), mask: None })
+        Ok(Hidden::new(batch.input.clone(), None))
     }
 }
 

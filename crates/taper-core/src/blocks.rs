@@ -49,15 +49,36 @@ impl Batch {
 pub struct Hidden {
     /// The hidden state, for a transformer the residual stream `[batch, len, hidden]`.
     pub x: Tensor,
+    /// What stands beside it between two stages of a block ([`Block::stage`]): none between blocks.
+    pub inner: Option<Tensor>,
     /// The batch's mask, which no block changes.
     pub mask: Option<Tensor>,
 }
 
 impl Hidden {
-    /// The same mask beside another state.
+    /// A state between blocks, with the mask of its batch.
+    #[must_use]
+    pub fn new(x: Tensor, mask: Option<Tensor>) -> Self {
+        Self { x, inner: None, mask }
+    }
+
+    /// The same mask beside another state; nothing inside.
     #[must_use]
     pub fn with(&self, x: Tensor) -> Self {
-        Self { x, mask: self.mask.clone() }
+        Self::new(x, self.mask.clone())
+    }
+
+    /// The same state and mask with this inside.
+    #[must_use]
+    pub fn holding(&self, inner: Tensor) -> Self {
+        Self { inner: Some(inner), ..self.clone() }
+    }
+
+    /// What is inside. Errors where the stage before left nothing.
+    pub fn held(&self) -> Result<&Tensor> {
+        self.inner.as_ref().ok_or_else(|| {
+            Error::bad_option("hidden", "without anything inside", "what the stage before this one left")
+        })
     }
 }
 
@@ -71,6 +92,20 @@ pub trait Entrance: Send + Sync {
 pub trait Block: Send + Sync {
     /// The hidden state after it.
     fn forward(&self, hidden: &Hidden) -> Result<Hidden>;
+
+    /// In how many stages it can be run. Calibration that follows every change goes through a block once per group of layers;
+    /// behind a stage whose layers are finished it need not begin anew.
+    fn stages(&self) -> usize {
+        1
+    }
+
+    /// Runs a stage: the first on what stands before the block, each other on what the one before it left. Together they
+    /// compute what [`Block::forward`] does, to the bit, and read weights through layers of the builder alone.
+    ///
+    /// Between two stages calibration keeps the states of the batches with what is inside, as far as 256 MiB hold it.
+    fn stage(&self, index: usize, hidden: &Hidden) -> Result<Hidden> {
+        if index > 0 { Err(no_such_stage(index, 1)) } else { self.forward(hidden) }
+    }
 
     /// Runs forward and keeps what is needed to go back; none where the block has no such code, or none for these weights or
     /// this state. `arithmetic` is that of its products.
@@ -147,6 +182,12 @@ pub fn no_such_block(index: usize, blocks: usize) -> Error {
     Error::bad_option("block", index, format!("the model has {blocks} blocks, counted from 0"))
 }
 
+/// The error of asking for a stage that is not there.
+#[must_use]
+pub fn no_such_stage(index: usize, stages: usize) -> Error {
+    Error::bad_option("stage", index, format!("the block has {stages} stages, counted from 0"))
+}
+
 /// A model without blocks as a chain of one: itself.
 ///
 /// Everything that walks blocks works on it, within the memory of the whole model. Sequential calibration runs the
@@ -200,7 +241,7 @@ struct Through;
 
 impl Entrance for Through {
     fn forward(&self, batch: &Batch) -> Result<Hidden> {
-        Ok(Hidden { x: batch.input.clone(), mask: batch.mask.clone() })
+        Ok(Hidden::new(batch.input.clone(), batch.mask.clone()))
     }
 }
 

@@ -9,6 +9,9 @@
 //!                 └─▶ through the rewritten block ─▶ x̂ of the next block
 //! ```
 //!
+//! A block that can be run in stages ([`crate::Block::stages`]) is not begun anew for each group: what stands behind the stages whose layers
+//! are finished is kept.
+//!
 //! The driver walks the model by its [`Blocks`]: all batches through one block before the next is built. That costs what
 //! running the model costs (once per group of layers where it is sequential), and holds one block's weights, that block's
 //! statistics and the hidden states of the calibration tokens.
@@ -22,7 +25,7 @@ mod tap;
 
 pub(crate) use states::States;
 pub(crate) use sums::Sums;
-pub(crate) use tap::{Aim, Place, Station, Wanted};
+pub(crate) use tap::{Aim, Place, Seen, Station, Wanted};
 
 use candle_core::DType;
 use serde_json::{Value, json};
@@ -211,17 +214,9 @@ impl Calibration {
         let mut states = States::enter(self, checkpoint)?;
         let mut seen_any = false;
         for (at, &place) in places.iter().enumerate() {
-            let station = Station::new(blocks, place, checkpoint, wanted.clone())?;
+            let station = Station::new(blocks, place, checkpoint, &wanted)?;
             let mut sums = Sums::new(needs);
-            for batch in 0..states.len() {
-                let hidden = states.get(batch)?;
-                let (seen, output) = station.run(&hidden, &Aim::Everything)?;
-                sums.add(&seen, None, hidden.mask.as_ref())?;
-                if let (Some(output), Place::Block(_)) = (output, place) {
-                    states.set(batch, &output)?;
-                }
-                step(progress, at, places.len())?;
-            }
+            station.pass(&mut states, place, &mut sums, &mut || step(progress, at, places.len()))?;
             drop(station);
             let stats = sums.finish(self.least_tokens)?;
             seen_any |= !stats.is_empty();

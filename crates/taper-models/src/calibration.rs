@@ -9,9 +9,9 @@ use taper_core::{Batch, Calibration, Checkpoint};
 
 use crate::{Error, Families, Family, Result, bert::BertConfig, eval::Windows, tokenizer::Tokenizer};
 
-/// Tokens that go through a block at once: enough to keep two cores busy, few enough that their activations are small
-/// beside a block's weights.
-const BATCH_TOKENS: usize = 2048;
+/// Tokens of a batch, of which two go through a block at once: enough to keep cores busy, few enough that their activations are
+/// small beside a block's weights.
+const BATCH_TOKENS: usize = 1024;
 
 /// A language model on the first `count` windows of `window` tokens of a text; a sentence encoder on the text's first
 /// `count` lines, one sentence a line.

@@ -3,6 +3,7 @@
 //! ```text
 //! attention.rs   softmax(q kᵀ / √d) v over a cache of its own, heads split and turned on the way
 //! gate.rs        act(g) ⊙ u, act(x)
+//! sum.rs         x + y
 //! back.rs        norms and gates with their way back; attention/back.rs the same for attention
 //! smooth.rs      e^x and Φ(x) that compilers vectorise
 //! ```
@@ -19,6 +20,7 @@ pub(crate) mod attention;
 pub(crate) mod back;
 pub(crate) mod gate;
 mod smooth;
+pub(crate) mod sum;
 
 use candle_core::{CpuStorage, Storage, Tensor};
 

@@ -23,7 +23,7 @@ use taper_core::{
 use crate::{
     Error, Result,
     code::{
-        trellis::{MOST_RATE, StateBits, Trellis, stream_bytes},
+        trellis::{StateBits, Trellis, stream_bytes},
         trellis_feedback::{self, Feedback, segment_bytes},
     },
     codec,
@@ -58,7 +58,7 @@ pub enum Counted {
 pub struct TrellisScheme {
     /// Bits of the state.
     pub state: StateBits,
-    /// Bits per weight on average; columns that matter more get more. Codes have 1 to 4.
+    /// Bits per weight on average; columns that matter more get more. Codes have 1 to [`StateBits::most_rate`].
     pub bits: f64,
     /// What these bits are about.
     pub counted: Counted,
@@ -85,13 +85,15 @@ impl TrellisScheme {
         let bad = |option, conflict: String, expected: &str| {
             Err(Error::Conflict { option, conflict, expected: expected.to_owned() })
         };
+        let (rate, states) = (self.state.most_rate(), 1u32 << self.state.get());
         let most = match self.counted {
-            Counted::Codes => f64::from(MOST_RATE),
+            Counted::Codes => f64::from(rate),
             // What is stored besides takes a part, which depends on the matrix.
-            Counted::Everything => 2.0 * f64::from(MOST_RATE),
+            Counted::Everything => 2.0 * f64::from(rate),
         };
         if !(1.0..=most).contains(&self.bits) {
-            return bad("bits", format!("is {}", self.bits), "a trellis has 1 to 4 bits per weight");
+            let expected = format!("1 to {rate} bits per weight, as a trellis of {states} states has");
+            return bad("bits", format!("is {}", self.bits), &expected);
         }
         if !self.block.is_power_of_two() {
             return bad(
@@ -126,7 +128,7 @@ impl TrellisScheme {
                 expected: "leave at least 1 bit per weight for the codes".into(),
             });
         }
-        Ok(left.min(f64::from(MOST_RATE)))
+        Ok(left.min(f64::from(self.state.most_rate())))
     }
 
     /// The block that fits a matrix.
@@ -203,7 +205,8 @@ impl PackedTrellis {
             Some(gram) => Feedback::new(&turn_gram(gram, cols, &blocks)?, cols, scheme.damping)?,
             None => Feedback::none(cols),
         };
-        let (rates, trellis) = (feedback.rates(scheme.code_bits(shape)?), Trellis::shared(scheme.state));
+        let rates = feedback.rates(scheme.code_bits(shape)?, scheme.state.most_rate());
+        let trellis = Trellis::shared(scheme.state);
         let turned = turn_rows(values, cols, &blocks);
         let encoded = trellis_feedback::encode(&turned, &rates, SEGMENT, &feedback, trellis)?;
         Ok(Self::from_stored(Stored {

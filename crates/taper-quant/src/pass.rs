@@ -2,7 +2,7 @@
 //!
 //! [`RoundNearest`] is the one that needs no data (and can use some); its recipe form is [`RoundNearestSettings`].
 //! [`Gptq`] rounds to the same numbers with feedback from the Gram matrix of calibration, [`Tuned`] learns rounding and
-//! ranges block by block, [`Trellis`] spends one to four bits on codes that depend on their neighbours. [`Awq`],
+//! ranges block by block, [`Trellis`] spends one to six bits on codes that depend on their neighbours. [`Awq`],
 //! [`SmoothQuant`] and [`Rotate`] scale and turn along what architectures declare.
 
 pub mod asymmetric;

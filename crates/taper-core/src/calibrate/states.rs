@@ -1,15 +1,36 @@
-//! The hidden states of all batches between two blocks.
+//! The hidden states of all batches between two blocks, or between two stages of one.
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
 
 use super::Calibration;
 use crate::{Checkpoint, Hidden, Result, WeightBuilder};
 
+/// Where a batch stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Standing {
+    pub(crate) hidden: Hidden,
+    /// The stage of the block that comes next.
+    pub(crate) stage: usize,
+}
+
+impl Standing {
+    /// Before a block.
+    pub(crate) fn before(hidden: Hidden) -> Self {
+        Self { hidden, stage: 0 }
+    }
+}
+
+/// Bytes that may stand inside a block, of all batches together; what is beyond is computed again.
+const INSIDE: usize = 256 << 20;
+
 /// One hidden state per batch, kept in the type that the calibration asks for.
 #[derive(Debug, Clone)]
 pub(crate) struct States {
-    hidden: Vec<Hidden>,
+    standing: Vec<Standing>,
     kept: DType,
+    /// Bytes that stand inside the block.
+    inside: usize,
 }
 
 impl States {
@@ -18,40 +39,73 @@ impl States {
         let weights = WeightBuilder::new(checkpoint, DType::F32, &Device::Cpu);
         let entrance = calibration.blocks().entrance(&weights)?;
         let kept = calibration.kept.dtype();
-        let hidden = calibration
+        let standing = calibration
             .batches()
             .iter()
-            .map(|batch| stored(&entrance.forward(batch)?, kept))
+            .map(|batch| Ok(Standing::before(stored(&entrance.forward(batch)?, kept)?)))
             .collect::<Result<_>>()?;
-        Ok(Self { hidden, kept })
+        Ok(Self { standing, kept, inside: 0 })
     }
 
     /// The state of the first batch before the first block.
-    pub(crate) fn first(calibration: &Calibration, checkpoint: &Checkpoint) -> Result<Hidden> {
+    pub(crate) fn first(calibration: &Calibration, checkpoint: &Checkpoint) -> Result<Standing> {
         let weights = WeightBuilder::new(checkpoint, DType::F32, &Device::Cpu);
-        calibration.blocks().entrance(&weights)?.forward(&calibration.batches()[0])
+        calibration.blocks().entrance(&weights)?.forward(&calibration.batches()[0]).map(Standing::before)
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.hidden.len()
+        self.standing.len()
     }
 
-    /// The state of a batch, ready to compute with.
-    pub(crate) fn get(&self, batch: usize) -> Result<Hidden> {
-        let hidden = &self.hidden[batch];
-        let widened = self.kept != DType::F32 && hidden.x.dtype().is_float();
-        Ok(if widened { hidden.with(hidden.x.to_dtype(DType::F32)?) } else { hidden.clone() })
+    /// Where a batch stands, ready to compute with.
+    pub(crate) fn get(&self, batch: usize) -> Result<Standing> {
+        let Standing { hidden, stage } = &self.standing[batch];
+        let hidden = if self.kept == DType::F32 { hidden.clone() } else { converted(hidden, DType::F32)? };
+        Ok(Standing { hidden, stage: *stage })
     }
 
-    /// Puts the state of a batch in place of the one before.
-    pub(crate) fn set(&mut self, batch: usize, hidden: &Hidden) -> Result<()> {
-        self.hidden[batch] = stored(hidden, self.kept)?;
+    /// Where some batches stand, ready to compute with.
+    pub(crate) fn some(&self, batches: Range<usize>) -> Result<Vec<Standing>> {
+        batches.map(|batch| self.get(batch)).collect()
+    }
+
+    /// The mask of a batch.
+    pub(crate) fn mask(&self, batch: usize) -> Option<&Tensor> {
+        self.standing[batch].hidden.mask.as_ref()
+    }
+
+    /// Moves a batch behind the block that it stands before or in.
+    pub(crate) fn pass(&mut self, batch: usize, hidden: &Hidden) -> Result<()> {
+        self.set(batch, &Standing::before(hidden.clone()))
+    }
+
+    /// Moves a batch to where it can go on from, if there is room for what stands there.
+    pub(crate) fn set(&mut self, batch: usize, standing: &Standing) -> Result<()> {
+        let hidden = stored(&standing.hidden, self.kept)?;
+        let others = self.inside - inside(&self.standing[batch].hidden);
+        let all = others + inside(&hidden);
+        if all == others || all <= INSIDE {
+            self.standing[batch] = Standing { hidden, stage: standing.stage };
+            self.inside = all;
+        }
         Ok(())
     }
 }
 
-/// Off the graph and in the type to keep; what is no number (a network's ids before its first block) stays as it is.
+/// Bytes that stand inside a block.
+fn inside(hidden: &Hidden) -> usize {
+    hidden.inner.as_ref().map_or(0, |x| x.elem_count() * x.dtype().size_in_bytes())
+}
+
+/// Off the graph and in the type to keep.
 fn stored(hidden: &Hidden, kept: DType) -> Result<Hidden> {
-    let x = hidden.x.detach();
-    Ok(hidden.with(if x.dtype().is_float() { x.to_dtype(kept)? } else { x }))
+    let (x, inner) = (hidden.x.detach(), hidden.inner.as_ref().map(Tensor::detach));
+    converted(&Hidden { x, inner, mask: hidden.mask.clone() }, kept)
+}
+
+/// In another type; what is no number (a network's ids before its first block) stays as it is.
+fn converted(hidden: &Hidden, dtype: DType) -> Result<Hidden> {
+    let convert = |x: &Tensor| if x.dtype().is_float() { x.to_dtype(dtype) } else { Ok(x.clone()) };
+    let inner = hidden.inner.as_ref().map(convert).transpose()?;
+    Ok(Hidden { x: convert(&hidden.x)?, inner, mask: hidden.mask.clone() })
 }

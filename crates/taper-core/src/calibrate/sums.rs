@@ -2,7 +2,7 @@
 //!
 //! candle gives a tensor one id however often it is cloned: layers that are shown one tensor share its sums.
 
-use candle_core::{DType, Tensor, TensorId};
+use candle_core::{CpuStorage, DType, Storage, Tensor, TensorId};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -49,17 +49,18 @@ impl Sums {
             if self.groups[group].leader != *site {
                 continue;
             }
-            let rows = rows_of(x, mask.as_deref())?;
-            let sums = &mut self.groups[group].sums;
+            let (sums, mask) = (&mut self.groups[group].sums, mask.as_deref());
             match original {
-                None => sums.add(site, &rows)?,
+                None => with_rows(x, mask, |rows| sums.add(site, rows))?,
                 Some(original) => {
                     let beside = original.iter().filter(|(s, _)| s == site).nth(*time - 1);
                     let (_, beside) = beside.ok_or_else(|| Error::Stats {
                         site: site.clone(),
                         message: "the original model did not reach it where the changed one did".into(),
                     })?;
-                    sums.add_beside(site, &rows, &rows_of(beside, mask.as_deref())?)?;
+                    with_rows(x, mask, |rows| {
+                        with_rows(beside, mask, |beside| sums.add_beside(site, rows, beside))
+                    })?;
                 }
             }
         }
@@ -126,15 +127,19 @@ fn tokens(mask: &Tensor) -> Result<Vec<bool>> {
     Ok(values.into_iter().map(|v| v != 0).collect())
 }
 
-/// The inputs as rows of f32, padding left out where `x` has one row per place of the mask.
-fn rows_of(x: &Tensor, mask: Option<&[bool]>) -> Result<Vec<f32>> {
-    let values = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+/// The inputs as rows of f32, padding left out where `x` has one row per place of the mask, handed to `work`.
+fn with_rows<T>(x: &Tensor, mask: Option<&[bool]>, work: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
     let inputs = x.dims().last().copied().unwrap_or(0);
-    match mask {
-        Some(mask) if mask.len() * inputs == values.len() && mask.contains(&false) => {
-            let rows = values.chunks_exact(inputs).zip(mask).filter(|(_, token)| **token);
-            Ok(rows.flat_map(|(row, _)| row.iter().copied()).collect())
-        }
-        _ => Ok(values),
+    let tokens = mask.filter(|mask| mask.len() * inputs == x.elem_count() && mask.contains(&false));
+    let (storage, layout) = x.storage_and_layout();
+    if let (None, Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
+        (tokens, &*storage, layout.contiguous_offsets())
+    {
+        return work(&values[start..end]);
     }
+    drop(storage);
+    let values = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let Some(tokens) = tokens else { return work(&values) };
+    let rows = values.chunks_exact(inputs).zip(tokens).filter(|(_, token)| **token);
+    work(&rows.flat_map(|(row, _)| row.iter().copied()).collect::<Vec<_>>())
 }

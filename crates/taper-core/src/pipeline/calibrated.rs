@@ -11,6 +11,7 @@
 //! ever. Neighbours: [`crate::calibrate`], `shelf.rs` for where finished weights wait.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     Calibration, Checkpoint, Needs, Pass, Result, SharedWeight, Stats,
-    calibrate::{self, Aim, Grain, Mode, Place, States, Station, Sums, Wanted},
+    calibrate::{self, Aim, Grain, Mode, Place, Seen, States, Station, Sums, Wanted},
     report::{Calibrated, Origin},
 };
 
@@ -86,6 +87,15 @@ struct Unit {
 struct Streams {
     main: States,
     beside: Option<States>,
+}
+
+/// Where the next sweep of a block begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stages {
+    /// Behind the stages whose layers are all finished.
+    Kept,
+    /// Before the block.
+    Anew,
 }
 
 /// What is being done to the weights of a unit.
@@ -166,8 +176,8 @@ impl<'a> Walk<'a> {
         }
         let blocks = self.calibration.blocks().as_ref();
         let one = States::first(self.calibration, &self.original)?;
-        let exit = Station::new(blocks, Place::Exit, &self.original, wanted)?;
-        let (seen, _) = exit.run(&one, &Aim::Everything)?;
+        let exit = Station::new(blocks, Place::Exit, &self.original, &wanted)?;
+        let seen = exit.run_one(&one, &Aim::Everything)?.seen;
         Ok(seen.into_iter().map(|(site, _)| site).collect())
     }
 
@@ -206,7 +216,7 @@ impl<'a> Walk<'a> {
             let progress = (at, rest.len());
             let work = match self.mode {
                 Mode::Once => self.once(place, unit, &mut streams, progress)?,
-                Mode::Sequential => self.sequential(place, unit, &streams, progress)?,
+                Mode::Sequential => self.sequential(place, unit, &mut streams, progress)?,
             };
             self.keep(unit, work)?;
             if self.mode == Mode::Sequential {
@@ -229,7 +239,7 @@ impl<'a> Walk<'a> {
     }
 
     fn station(&self, place: Place, checkpoint: &Checkpoint) -> Result<Station> {
-        Station::new(self.calibration.blocks().as_ref(), place, checkpoint, self.pending.clone())
+        Station::new(self.calibration.blocks().as_ref(), place, checkpoint, &self.pending)
     }
 
     /// All states through a block as it is now.
@@ -242,11 +252,13 @@ impl<'a> Walk<'a> {
         for (checkpoint, states) in lanes {
             let Some(states) = states else { continue };
             let station = self.station(place, checkpoint)?;
-            for batch in 0..states.len() {
-                if let (_, Some(output)) = station.run(&states.get(batch)?, &nothing)? {
-                    states.set(batch, &output)?;
+            for turn in station.turns(states.len()) {
+                for (batch, ran) in turn.clone().zip(station.run(&states.some(turn)?, &nothing)?) {
+                    if let Some(output) = ran.output {
+                        states.pass(batch, &output)?;
+                    }
+                    calibrate::step(self.run.progress, done, total)?;
                 }
-                calibrate::step(self.run.progress, done, total)?;
             }
         }
         Ok(())
@@ -261,15 +273,8 @@ impl<'a> Walk<'a> {
         (done, total): (usize, usize),
     ) -> Result<Work> {
         let (station, mut sums) = (self.station(place, &self.original)?, Sums::new(self.needs));
-        for batch in 0..streams.main.len() {
-            let hidden = streams.main.get(batch)?;
-            let (seen, output) = station.run(&hidden, &Aim::Everything)?;
-            sums.add(&seen, None, hidden.mask.as_ref())?;
-            if let (Some(output), Place::Block(_)) = (output, place) {
-                streams.main.set(batch, &output)?;
-            }
-            calibrate::step(self.run.progress, done, total)?;
-        }
+        let mut step = || calibrate::step(self.run.progress, done, total);
+        station.pass(&mut streams.main, place, &mut sums, &mut step)?;
         drop(station);
         let mut work = Work::default();
         let mut rest: BTreeSet<&String> = unit.weights.iter().collect();
@@ -289,22 +294,26 @@ impl<'a> Walk<'a> {
         &mut self,
         place: Place,
         unit: &Unit,
-        streams: &Streams,
+        streams: &mut Streams,
         progress: (usize, usize),
     ) -> Result<Work> {
         let mut work = Work::default();
         let (asked, plain): (Vec<String>, Vec<String>) =
             unit.weights.iter().cloned().partition(|n| self.pending.contains_key(n));
         self.rewrite(&plain, None, &mut work)?;
-        for (group, repeats) in self.groups(place, streams)? {
+        let groups = self.groups(place, streams)?;
+        // A layer that the tap cannot watch is rewritten last, and no stage that might read it is done before.
+        let watched = |name: &String| groups.iter().any(|(group, _)| group.contains(name));
+        let stages = if asked.iter().all(watched) { Stages::Kept } else { Stages::Anew };
+        for (group, repeats) in groups {
             let aim = if repeats { Aim::Whole(group.clone()) } else { Aim::Group(group.clone()) };
-            let stats = self.sweep(place, streams, &aim, progress)?;
+            let stats = self.sweep(place, streams, (&aim, stages), progress)?;
             self.rewrite(&Vec::from_iter(group), Some(&stats), &mut work)?;
         }
         // What the first batch did not reach (an expert that it did not choose), one group at a time.
         while asked.iter().any(|n| self.pending.contains_key(n)) {
             let Some(group) = self.late(place, streams)? else { break };
-            let stats = self.sweep(place, streams, &Aim::Whole(group.clone()), progress)?;
+            let stats = self.sweep(place, streams, (&Aim::Whole(group.clone()), Stages::Anew), progress)?;
             self.rewrite(&Vec::from_iter(group), Some(&stats), &mut work)?;
         }
         let left: Vec<String> = asked.into_iter().filter(|n| self.pending.contains_key(n)).collect();
@@ -314,7 +323,7 @@ impl<'a> Walk<'a> {
 
     /// The pending layers that the first batch reaches, in order and by shared inputs; true with those that read again.
     fn groups(&self, place: Place, streams: &Streams) -> Result<Vec<(BTreeSet<String>, bool)>> {
-        let (seen, _) = self.station(place, &self.current)?.run(&streams.main.get(0)?, &Aim::Everything)?;
+        let seen = self.station(place, &self.current)?.run_one(&streams.main.get(0)?, &Aim::Everything)?.seen;
         let mut sums = Sums::new(Needs::InputNorms);
         sums.add(&seen, None, None)?;
         let groups = sums.groups().into_iter().map(BTreeSet::from_iter);
@@ -336,7 +345,7 @@ impl<'a> Walk<'a> {
     fn late(&self, place: Place, streams: &Streams) -> Result<Option<BTreeSet<String>>> {
         let station = self.station(place, &self.current)?;
         for batch in 0..streams.main.len() {
-            let (seen, _) = station.run(&streams.main.get(batch)?, &Aim::First)?;
+            let seen = station.run_one(&streams.main.get(batch)?, &Aim::First)?.seen;
             if !seen.is_empty() {
                 return Ok(Some(seen.into_iter().map(|(site, _)| site).collect()));
             }
@@ -348,25 +357,34 @@ impl<'a> Walk<'a> {
     fn sweep(
         &self,
         place: Place,
-        streams: &Streams,
-        aim: &Aim,
+        streams: &mut Streams,
+        (aim, stages): (&Aim, Stages),
         (done, total): (usize, usize),
     ) -> Result<Stats> {
         let station = self.station(place, &self.current)?;
-        let original = match &streams.beside {
+        let mut original = match &mut streams.beside {
             Some(states) => Some((self.station(place, &self.original)?, states)),
             None => None,
         };
+        let seen = |station: &Station, states: &mut States, turn: Range<usize>| -> Result<Vec<Seen>> {
+            let ran = station.run(&states.some(turn.clone())?, aim)?;
+            if stages == Stages::Kept {
+                turn.zip(&ran).try_for_each(|(batch, ran)| states.set(batch, &ran.reached))?;
+            }
+            Ok(ran.into_iter().map(|ran| ran.seen).collect())
+        };
         let mut sums = Sums::new(self.needs);
-        for batch in 0..streams.main.len() {
-            let hidden = streams.main.get(batch)?;
-            let (seen, _) = station.run(&hidden, aim)?;
-            let beside = match &original {
-                Some((station, states)) => Some(station.run(&states.get(batch)?, aim)?.0),
+        for turn in station.turns(streams.main.len()) {
+            let here = seen(&station, &mut streams.main, turn.clone())?;
+            let mut beside = match &mut original {
+                Some((station, states)) => Some(seen(station, states, turn.clone())?.into_iter()),
                 None => None,
             };
-            sums.add(&seen, beside.as_ref(), hidden.mask.as_ref())?;
-            calibrate::step(self.run.progress, done, total)?;
+            for (batch, here) in turn.zip(here) {
+                let beside = beside.as_mut().and_then(Iterator::next);
+                sums.add(&here, beside.as_ref(), streams.main.mask(batch))?;
+                calibrate::step(self.run.progress, done, total)?;
+            }
         }
         sums.finish(self.calibration.least_tokens())
     }

@@ -32,21 +32,51 @@ struct Gated {
     down: Linear,
 }
 
+impl Gated {
+    fn gate(&self, x: &Tensor) -> Result<Tensor> {
+        Ok((self.left.forward(x)?.tanh()? * self.right.forward(x)?)?)
+    }
+}
+
+/// The same model, its blocks in two stages each, which count their runs.
+#[derive(Default)]
+struct InStages(Arc<[AtomicUsize; 2]>);
+
+struct Staged(Gated, Arc<[AtomicUsize; 2]>);
+
 struct Head(Linear);
 
 struct Table(Embedding);
 
 impl Entrance for Table {
     fn forward(&self, batch: &Batch) -> Result<Hidden> {
-        Ok(Hidden { x: self.0.forward(&batch.input)?, mask: batch.mask.clone() })
+        Ok(Hidden::new(self.0.forward(&batch.input)?, batch.mask.clone()))
     }
 }
 
 impl Block for Gated {
     fn forward(&self, hidden: &Hidden) -> Result<Hidden> {
         let x = &hidden.x;
-        let inner = (self.left.forward(x)?.tanh()? * self.right.forward(x)?)?;
-        Ok(hidden.with((x + self.down.forward(&inner)?)?))
+        Ok(hidden.with((x + self.down.forward(&self.gate(x)?)?)?))
+    }
+}
+
+impl Block for Staged {
+    fn forward(&self, hidden: &Hidden) -> Result<Hidden> {
+        self.0.forward(hidden)
+    }
+
+    fn stages(&self) -> usize {
+        2
+    }
+
+    fn stage(&self, index: usize, hidden: &Hidden) -> Result<Hidden> {
+        self.1[index].fetch_add(1, Ordering::Relaxed);
+        let x = &hidden.x;
+        match index {
+            0 => Ok(hidden.holding(self.0.gate(x)?)),
+            _ => Ok(hidden.with((x + self.0.down.forward(hidden.held()?)?)?)),
+        }
     }
 }
 
@@ -67,16 +97,38 @@ impl Blocks for Chain {
     }
 
     fn block(&self, weights: &WeightBuilder, index: usize) -> Result<Box<dyn Block>> {
-        let at = weights.pp("blocks").pp(index);
-        Ok(Box::new(Gated {
-            left: nn::linear_no_bias(WIDTH, 12, &at.pp("left"))?,
-            right: nn::linear_no_bias(WIDTH, 12, &at.pp("right"))?,
-            down: nn::linear_no_bias(12, WIDTH, &at.pp("down"))?,
-        }))
+        Ok(Box::new(gated(weights, index)?))
     }
 
     fn exit(&self, weights: &WeightBuilder) -> Result<Box<dyn Exit>> {
         Ok(Box::new(Head(nn::linear_no_bias(WIDTH, 20, &weights.pp("head"))?)))
+    }
+}
+
+fn gated(weights: &WeightBuilder, index: usize) -> Result<Gated> {
+    let at = weights.pp("blocks").pp(index);
+    Ok(Gated {
+        left: nn::linear_no_bias(WIDTH, 12, &at.pp("left"))?,
+        right: nn::linear_no_bias(WIDTH, 12, &at.pp("right"))?,
+        down: nn::linear_no_bias(12, WIDTH, &at.pp("down"))?,
+    })
+}
+
+impl Blocks for InStages {
+    fn prefixes(&self, checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        Chain.prefixes(checkpoint)
+    }
+
+    fn entrance(&self, weights: &WeightBuilder) -> Result<Box<dyn Entrance>> {
+        Chain.entrance(weights)
+    }
+
+    fn block(&self, weights: &WeightBuilder, index: usize) -> Result<Box<dyn Block>> {
+        Ok(Box::new(Staged(gated(weights, index)?, Arc::clone(&self.0))))
+    }
+
+    fn exit(&self, weights: &WeightBuilder) -> Result<Box<dyn Exit>> {
+        Chain.exit(weights)
     }
 }
 
@@ -281,6 +333,28 @@ fn memory_disk_and_threads_give_the_same_bytes() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let path = dir.path().join(format!("threads{threads}"));
         assert_eq!(disk, pool.install(|| written(&path, &calibration())), "{threads} threads");
+    }
+}
+
+#[test]
+fn stages_spare_work_and_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for needs in [Needs::Gram, Needs::CrossGram] {
+        let staged = InStages::default();
+        let runs = Arc::clone(&staged.0);
+        let in_stages = Calibration::new(Arc::new(staged), batches()).unwrap();
+        let written = |calibration: &Calibration, name: &str| {
+            let path = dir.path().join(format!("{name}-{needs:?}"));
+            let pipeline = Pipeline::new().then(Notes::new(needs).on_matrices());
+            pipeline.run_to(checkpoint(), &path, &Run::new().with_calibration(calibration)).unwrap();
+            files(&path)
+        };
+        assert_eq!(written(&in_stages, "stages"), written(&calibration(), "whole"));
+        let streams = if needs == Needs::CrossGram { 2 } else { 1 };
+        // Eleven blocks, three batches. The first batch once to find the groups; then the first stage up to its layers, and as
+        // a whole once; the second up to its layer, and as a whole once.
+        let expected = 11 * (1 + streams * 3 * 2);
+        assert_eq!(runs.each_ref().map(|n| n.load(Ordering::Relaxed)), [expected, expected]);
     }
 }
 

@@ -4,7 +4,8 @@
 
 use candle_core::{Device, Tensor};
 use taper_core::{
-    Batch, Block, Blocks, Checkpoint, Entrance, Exit, Hidden, Result, WeightBuilder, blocks::no_such_block,
+    Batch, Block, Blocks, Checkpoint, Entrance, Exit, Hidden, Result, WeightBuilder,
+    blocks::{no_such_block, no_such_stage},
 };
 
 use super::{
@@ -51,21 +52,38 @@ impl Entrance for Tables {
         check_length(batch.input.dims2()?.1, self.most)?;
         let x = self.embeddings.forward(&batch.input.to_device(&self.device)?)?;
         let mask = batch.mask.as_ref().map(|m| m.to_device(&self.device)).transpose()?;
-        Ok(Hidden { x, mask })
+        Ok(Hidden::new(x, mask))
     }
 }
 
 impl Block for Layer {
     fn forward(&self, hidden: &Hidden) -> Result<Hidden> {
-        let mask = match &hidden.mask {
-            Some(mask) => added_mask(mask)?,
-            None => {
-                let (batch, len, _) = hidden.x.dims3()?;
-                added_mask(&Tensor::ones((batch, len), candle_core::DType::U32, hidden.x.device())?)?
-            }
-        };
-        Ok(hidden.with(self.run(&hidden.x, &mask)?))
+        Ok(hidden.with(self.run(&hidden.x, &mask_of(hidden)?)?))
     }
+
+    fn stages(&self) -> usize {
+        4
+    }
+
+    fn stage(&self, index: usize, hidden: &Hidden) -> Result<Hidden> {
+        let x = &hidden.x;
+        Ok(match index {
+            0 => hidden.holding(self.attend(x, &mask_of(hidden)?)?),
+            1 => hidden.with(self.after_attention(x, hidden.held()?)?),
+            2 => hidden.holding(self.activate(x)?),
+            3 => hidden.with(self.after_mlp(x, hidden.held()?)?),
+            _ => return Err(no_such_stage(index, self.stages())),
+        })
+    }
+}
+
+/// What is added to scores.
+fn mask_of(hidden: &Hidden) -> Result<Tensor> {
+    if let Some(mask) = &hidden.mask {
+        return added_mask(mask);
+    }
+    let (batch, len, _) = hidden.x.dims3()?;
+    added_mask(&Tensor::ones((batch, len), candle_core::DType::U32, hidden.x.device())?)
 }
 
 /// What stands behind the last layer.

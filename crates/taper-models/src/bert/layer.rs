@@ -19,6 +19,7 @@ use crate::{
     kernel::{
         self,
         attention::{Seen, Sight},
+        sum::sum,
     },
 };
 
@@ -91,13 +92,27 @@ impl Layer {
 
     /// `[batch, len, hidden]` to the same; `mask` is added to the scores, `[batch, 1, 1, 1, len]`.
     pub(super) fn run(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-        let y = self.o.forward(&self.attend(x, mask)?)?;
-        let x = self.attention_norm.forward(&(x + y)?)?;
-        let y = self.down.forward(&self.activation.forward(&self.up.forward(&x)?)?)?;
-        self.output_norm.forward(&(x + y)?)
+        let x = self.after_attention(x, &self.attend(x, mask)?)?;
+        self.after_mlp(&x, &self.activate(&x)?)
     }
 
-    fn attend(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    /// n(x + O · `attended`).
+    pub(super) fn after_attention(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        self.attention_norm.forward(&sum(x, &self.o.forward(attended)?)?)
+    }
+
+    /// act(A x): what the feed-forward block's output projection reads.
+    pub(super) fn activate(&self, x: &Tensor) -> Result<Tensor> {
+        self.activation.forward(&self.up.forward(x)?)
+    }
+
+    /// n(x + B · `activated`).
+    pub(super) fn after_mlp(&self, x: &Tensor, activated: &Tensor) -> Result<Tensor> {
+        self.output_norm.forward(&sum(x, &self.down.forward(activated)?)?)
+    }
+
+    /// attend(Q x, K x, V x): what the attention's output projection reads.
+    pub(super) fn attend(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
         if attention::is_plain(&[&q, &k, &v]) {
             let heads = attention::sizes(&q, self.heads, self.heads)?;

@@ -6,7 +6,7 @@
 use candle_core::{DType, Device, Tensor};
 use taper_core::{
     Batch, Block, Blocks, Checkpoint, Entrance, Exit, Hidden, Result, Trace, WeightBuilder,
-    blocks::{Output, no_such_block},
+    blocks::{Output, no_such_block, no_such_stage},
     kernel::Arithmetic,
     nn::{Embedding, Linear, RmsNorm, embedding, rms_norm},
 };
@@ -53,7 +53,7 @@ struct Table {
 impl Entrance for Table {
     fn forward(&self, batch: &Batch) -> Result<Hidden> {
         let x = lookup(&self.rows, &batch.input, &self.device)?;
-        Ok(Hidden { x, mask: batch.mask.clone() })
+        Ok(Hidden::new(x, batch.mask.clone()))
     }
 }
 
@@ -68,6 +68,21 @@ struct OneLayer {
 impl Block for OneLayer {
     fn forward(&self, hidden: &Hidden) -> Result<Hidden> {
         Ok(hidden.with(self.layer.forward(&hidden.x, &self.positions.stretch(&hidden.x, 0)?, None)?))
+    }
+
+    fn stages(&self) -> usize {
+        4
+    }
+
+    fn stage(&self, index: usize, hidden: &Hidden) -> Result<Hidden> {
+        let (layer, x) = (&self.layer, &hidden.x);
+        Ok(match index {
+            0 => hidden.holding(layer.attend(x, &self.positions.stretch(x, 0)?, None)?),
+            1 => hidden.with(layer.after_attention(x, hidden.held()?)?),
+            2 => hidden.holding(layer.gate(x)?),
+            3 => hidden.with(layer.after_mlp(x, hidden.held()?)?),
+            _ => return Err(no_such_stage(index, self.stages())),
+        })
     }
 
     fn trace(&self, hidden: &Hidden, arithmetic: Arithmetic) -> Result<Option<Box<dyn Trace + '_>>> {

@@ -21,7 +21,10 @@ use super::{
 use crate::{
     activation::Activation,
     attention,
-    kernel::attention::{Seen, Sight, Turn},
+    kernel::{
+        attention::{Seen, Sight, Turn},
+        sum::sum,
+    },
 };
 
 /// What all layers share while one stretch of tokens passes: positions, and masks where somebody asks for them.
@@ -95,9 +98,33 @@ impl Layer {
         stretch: &Stretch,
         cache: Option<LayerCache<'_>>,
     ) -> Result<Tensor> {
-        let x = (x + self.attention.forward(&self.attention_norm.forward(x)?, stretch, cache)?)?;
-        let y = self.mlp.forward(&self.mlp_norm.forward(&x)?)?;
-        Ok((x + y)?)
+        let x = self.after_attention(x, &self.attend(x, stretch, cache)?)?;
+        self.after_mlp(&x, &self.gate(&x)?)
+    }
+
+    /// attend(rope(Q n(x)), rope(K n(x)), V n(x)): what the attention's output projection reads.
+    pub(super) fn attend(
+        &self,
+        x: &Tensor,
+        stretch: &Stretch,
+        cache: Option<LayerCache<'_>>,
+    ) -> Result<Tensor> {
+        self.attention.attend(&self.attention_norm.forward(x)?, stretch, cache)
+    }
+
+    /// x + O · `attended`.
+    pub(super) fn after_attention(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        Ok(sum(x, &self.attention.o.forward(attended)?)?)
+    }
+
+    /// act(G n(x)) ⊙ U n(x): what the feed-forward block's output projection reads.
+    pub(super) fn gate(&self, x: &Tensor) -> Result<Tensor> {
+        self.mlp.gate(&self.mlp_norm.forward(x)?)
+    }
+
+    /// x + D · `gated`.
+    pub(super) fn after_mlp(&self, x: &Tensor, gated: &Tensor) -> Result<Tensor> {
+        Ok(sum(x, &self.mlp.down.forward(gated)?)?)
     }
 }
 
@@ -132,13 +159,14 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor, stretch: &Stretch, cache: Option<LayerCache<'_>>) -> Result<Tensor> {
+    /// Everything up to the output projection.
+    fn attend(&self, x: &Tensor, stretch: &Stretch, cache: Option<LayerCache<'_>>) -> Result<Tensor> {
         let (mut q, mut k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             (q, k) = (each_head(q_norm, &q, self.heads)?, each_head(k_norm, &k, self.groups)?);
         }
         if attention::is_plain(&[&q, &k, &v]) {
-            return self.o.forward(&self.fused([&q, &k, &v], stretch, cache)?);
+            return self.fused([&q, &k, &v], stretch, cache);
         }
         let mut q = attention::split_heads(&q, self.heads)?;
         let mut k = attention::split_heads(&k, self.groups)?;
@@ -150,8 +178,7 @@ impl Attention {
             Some(cache) => cache.append(&k, &v)?,
             None => (k, v),
         };
-        let y = attention::attend(&q, &k, &v, stretch.mask(self.kind.reach)?)?;
-        self.o.forward(&attention::join_heads(&y)?)
+        attention::join_heads(&attention::attend(&q, &k, &v, stretch.mask(self.kind.reach)?)?)
     }
 
     /// Rotation, cache and attention in one loop.
@@ -208,12 +235,13 @@ impl Mlp {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// Everything up to the output projection.
+    fn gate(&self, x: &Tensor) -> Result<Tensor> {
         let (gate, up) = (self.gate.forward(x)?, self.up.forward(x)?);
         let learns = gate.track_op() || up.track_op();
         if learns && self.activation == Activation::Silu && tracked::serves(&gate) && tracked::serves(&up) {
-            return self.down.forward(&tracked::silu_gate(&gate, &up)?);
+            return Ok(tracked::silu_gate(&gate, &up)?);
         }
-        self.down.forward(&self.activation.gate(&gate, &up)?)
+        self.activation.gate(&gate, &up)
     }
 }

@@ -15,12 +15,19 @@ use taper_models::{
 
 use crate::tiny;
 
-/// The output of a model whose parts are built, run and dropped one after the other.
+/// The output of a model whose parts are built, run and dropped one after the other; each block in stages too.
 fn walk(checkpoint: &Checkpoint, batch: &Batch) -> Tensor {
     let weights = WeightBuilder::new(checkpoint, DType::F32, &Device::Cpu);
     let mut hidden = Families.entrance(&weights).unwrap().forward(batch).unwrap();
     for index in 0..Families.prefixes(checkpoint).unwrap().len() {
-        hidden = Families.block(&weights, index).unwrap().forward(&hidden).unwrap();
+        let block = Families.block(&weights, index).unwrap();
+        let mut inside = hidden.clone();
+        for stage in 0..block.stages() {
+            inside = block.stage(stage, &inside).unwrap();
+        }
+        assert!(inside.inner.is_none() && block.stage(block.stages(), &inside).is_err());
+        hidden = block.forward(&hidden).unwrap();
+        assert_eq!(values(&inside.x), values(&hidden.x), "block {index} in stages");
     }
     Families.exit(&weights).unwrap().forward(&hidden).unwrap()
 }

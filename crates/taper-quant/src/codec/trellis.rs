@@ -4,7 +4,7 @@
 //! W.codes   U8  [bytes]       segment after segment of rows; in each, column after column, a stream of rate·height bits,
 //!                             most significant first, from a fresh byte
 //! W.scale   F16 [out]
-//! W.rates   U8  [in]          bits per weight of each column, 1 to 4
+//! W.rates   U8  [in]          bits per weight of each column, 1 to L / 2
 //! W.signs   U8  [⌈in/8⌉]      bit i%8 of byte i/8: input i changes its sign; only where `block` is given
 //! ```
 //!
@@ -22,7 +22,7 @@ use taper_core::{
 
 use super::array;
 use crate::{
-    code::trellis::{MOST_RATE, StateBits},
+    code::trellis::StateBits,
     packed_trellis::{PackedTrellis, Stored},
 };
 
@@ -97,9 +97,10 @@ fn read(weight: &str, parts: &Parts) -> Result<PackedTrellis> {
         return Err(bad(format!("`{SEGMENT}` is {segment}, expected 1 to {rows}")));
     }
     let rates = array(parts, weight, RATES, Dtype::U8, &[cols])?.values::<u8>();
-    if let Some(column) = rates.iter().position(|rate| !(1..=MOST_RATE).contains(rate)) {
+    let most = state.most_rate();
+    if let Some(column) = rates.iter().position(|rate| !(1..=most).contains(rate)) {
         return Err(bad(format!(
-            "column {column} has {} bits per weight, expected 1 to {MOST_RATE}",
+            "column {column} has {} bits per weight, expected 1 to {most}",
             rates[column]
         )));
     }

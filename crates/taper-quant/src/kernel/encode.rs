@@ -7,14 +7,15 @@
 //! An [`Encoders`] table holds one function per step. All tables are the same few algorithms, compiled over lanes of
 //! different width, and give the same bits: the bytes of an encoded weight depend neither on the machine nor on threads.
 //!
-//! Neighbours: [`lanes`] says what a lane can do, [`plain`], [`mod@search`] and [`mod@hqq`] are the algorithms, [`fresh`] the memory that
-//! results go to; [`crate::code`] drives them over rows.
+//! Neighbours: [`lanes`] says what a lane can do, [`plain`], [`mod@search`], [`mod@hqq`] and [`viterbi`] are the algorithms, [`fresh`]
+//! the memory that results go to; [`crate::code`] drives them over rows.
 
 pub(crate) mod fresh;
 pub(crate) mod hqq;
 pub(crate) mod lanes;
 pub(crate) mod plain;
 pub(crate) mod search;
+pub(crate) mod viterbi;
 
 #[cfg(test)]
 mod conform;
@@ -51,6 +52,8 @@ pub(crate) struct Encoders {
     pub(crate) levels: fn(x: &[f32], scale: f32, out: &mut [u8]),
     /// Pairs of codes below 16 as bytes, the first in the high nibble.
     pub(crate) pack_high: fn(codes: &[u8], out: &mut [u8]),
+    /// The least costs of the states of a trellis after one more weight.
+    pub(crate) viterbi: fn(&viterbi::Step<'_>, next: &mut [f32]),
 }
 
 /// Lows and highs to scales and zero points.
@@ -151,6 +154,7 @@ static SCALAR: Encoders = Encoders {
     pack: plain::pack,
     levels: plain::levels::<f32>,
     pack_high: plain::pack_high,
+    viterbi: viterbi::step::<f32>,
 };
 
 impl Encoders {

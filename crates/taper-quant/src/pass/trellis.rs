@@ -93,12 +93,15 @@ impl Trellis {
     /// The recipe key.
     pub const KEY: &'static str = "trellis";
 
-    /// So many bits per weight on average; the rest as in [`TrellisScheme::default`].
+    /// So many bits per weight on average; the rest as in [`TrellisScheme::default`], with 4,096 states where its 1,024 have fewer
+    /// bits.
     ///
     /// # Errors
-    /// Bits outside 1 to 4.
+    /// Bits outside 1 to 6.
     pub fn new(bits: f64) -> crate::Result<Self> {
-        Self { bits, ..Self::default() }.checked()
+        let few = bits <= f64::from(StateBits::default().most_rate());
+        let state_bits = if few { StateBits::default() } else { StateBits::Twelve };
+        Self { bits, state_bits, ..Self::default() }.checked()
     }
 
     /// With states of so many bits.

@@ -11,15 +11,21 @@ use std::{
         _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
         _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_i32gather_epi32,
         _mm256_i32gather_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps,
-        _mm256_mul_ps, _mm256_or_ps, _mm256_permutevar8x32_epi32, _mm256_round_ps, _mm256_set1_epi32,
-        _mm256_set1_ps, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_shuffle_epi8, _mm256_slli_epi32,
-        _mm256_sqrt_ps, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_sub_ps,
+        _mm256_mul_ps, _mm256_or_ps, _mm256_permutevar8x32_epi32, _mm256_permutevar8x32_ps, _mm256_round_ps,
+        _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_shuffle_epi8,
+        _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps,
+        _mm256_sub_epi32, _mm256_sub_ps,
     },
     ops::{Add, Div, Mul, Sub},
 };
 
 use super::super::Isa;
-use super::super::encode::{Codes, Encoders, Spread, Tile, lanes::Lanes, plain, search};
+use super::super::encode::{
+    Codes, Encoders, Spread, Tile,
+    lanes::Lanes,
+    plain, search,
+    viterbi::{self, Step},
+};
 use crate::{
     code::nf4,
     scheme::{Bits, ScaleType},
@@ -52,6 +58,8 @@ static TABLE: Encoders = Encoders {
     levels: |x, scale, out| unsafe { levels(x, scale, out) },
     // SAFETY: as above.
     pack_high: |codes, out| unsafe { pack_high(codes, out) },
+    // SAFETY: as above.
+    viterbi: |job, next| unsafe { viterbi(job, next) },
 };
 
 /// Eight f32.
@@ -150,6 +158,19 @@ impl Lanes for Eight {
         assert!(from.len() >= 8);
         // SAFETY: 8 numbers were just checked.
         Self(unsafe { _mm256_loadu_ps(from.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn spread<const LOG: usize>(from: &[f32]) -> Self {
+        if LOG >= 3 {
+            return Self::splat(from[0]);
+        }
+        // SAFETY: as above; places are below 8.
+        unsafe {
+            let by = _mm256_set1_epi32(LOG as i32);
+            let places = _mm256_srlv_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), by);
+            Self(_mm256_permutevar8x32_ps(Self::load(from).0, places))
+        }
     }
 
     #[inline(always)]
@@ -368,4 +389,9 @@ fn levels(x: &[f32], scale: f32, out: &mut [u8]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn pack_high(codes: &[u8], out: &mut [u8]) {
     plain::pack_high(codes, out);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn viterbi(job: &Step<'_>, next: &mut [f32]) {
+    viterbi::step::<Eight>(job, next);
 }

@@ -23,7 +23,12 @@ use std::{
 };
 
 use super::super::Isa;
-use super::super::encode::{Codes, Encoders, Spread, Tile, lanes::Lanes, plain, search};
+use super::super::encode::{
+    Codes, Encoders, Spread, Tile,
+    lanes::Lanes,
+    plain, search,
+    viterbi::{self, Step},
+};
 use crate::{
     code::nf4,
     scheme::{Bits, ScaleType},
@@ -56,6 +61,8 @@ static TABLE: Encoders = Encoders {
     levels: |x, scale, out| unsafe { levels(x, scale, out) },
     // SAFETY: as above.
     pack_high: |codes, out| unsafe { pack_high(codes, out) },
+    // SAFETY: as above.
+    viterbi: |job, next| unsafe { viterbi(job, next) },
 };
 
 /// Sixteen f32.
@@ -134,6 +141,23 @@ impl Lanes for Sixteen {
         assert!(from.len() >= 16);
         // SAFETY: 16 numbers were just checked.
         Self(unsafe { _mm512_loadu_ps(from.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn spread<const LOG: usize>(from: &[f32]) -> Self {
+        if LOG >= 4 {
+            return Self::splat(from[0]);
+        }
+        let places = const {
+            let (mut places, mut i) = ([0i32; 16], 0);
+            while i < 16 {
+                places[i] = (i >> LOG) as i32;
+                i += 1;
+            }
+            places
+        };
+        // SAFETY: as above; places are below 16 and there are 16 of them.
+        Self(unsafe { _mm512_permutexvar_ps(_mm512_loadu_si512(places.as_ptr().cast()), Self::load(from).0) })
     }
 
     #[inline(always)]
@@ -338,4 +362,9 @@ fn levels(x: &[f32], scale: f32, out: &mut [u8]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
 fn pack_high(codes: &[u8], out: &mut [u8]) {
     plain::pack_high(codes, out);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
+fn viterbi(job: &Step<'_>, next: &mut [f32]) {
+    viterbi::step::<Sixteen>(job, next);
 }

@@ -29,6 +29,8 @@ pub(crate) trait Lanes:
     fn splat(value: f32) -> Self;
     /// The first `WIDTH` numbers of a slice that has as many.
     fn load(from: &[f32]) -> Self;
+    /// The first `WIDTH / 2^LOG` numbers of a slice that has `WIDTH`, 2^LOG times each; the first alone where that is more.
+    fn spread<const LOG: usize>(from: &[f32]) -> Self;
     /// Into the first `WIDTH` numbers of a slice that has as many.
     fn store(self, into: &mut [f32]);
     /// The smaller; `other` where the two are equal or one is NaN.
@@ -94,6 +96,11 @@ impl Lanes for f32 {
 
     #[inline(always)]
     fn load(from: &[f32]) -> Self {
+        from[0]
+    }
+
+    #[inline(always)]
+    fn spread<const LOG: usize>(from: &[f32]) -> Self {
         from[0]
     }
 

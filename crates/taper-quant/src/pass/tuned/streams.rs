@@ -120,14 +120,14 @@ fn gather(states: &[Hidden], places: &[(usize, usize)]) -> Result<Hidden> {
     // Masks say which tokens count: a batch without one has nothing but tokens.
     let masked = places.iter().any(|&(batch, _)| states[batch].mask.is_some());
     if !masked {
-        return Ok(Hidden { x, mask: None });
+        return Ok(Hidden::new(x, None));
     }
     let masks = places.iter().map(|&(batch, row)| match &states[batch].mask {
         Some(mask) => mask.narrow(0, row, 1),
         None => Tensor::ones((1, states[batch].x.dim(1)?), DType::U32, &Device::Cpu),
     });
     let mask = Tensor::cat(&masks.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
-    Ok(Hidden { x, mask: Some(mask) })
+    Ok(Hidden::new(x, Some(mask)))
 }
 
 pub(super) fn builder(checkpoint: &Checkpoint) -> WeightBuilder {
