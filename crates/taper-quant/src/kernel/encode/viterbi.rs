@@ -53,15 +53,18 @@ pub(crate) fn step<L: Lanes>(job: &Step<'_>, next: &mut [f32]) {
 #[inline(always)]
 fn run<L: Lanes, const K: usize>(job: &Step<'_>, next: &mut [f32]) {
     let (x, ends) = (L::splat(job.x), job.table.len() >> K);
-    let cost = |state: usize| {
-        let error = x - L::load(&job.table[state..]);
-        L::spread::<K>(&job.best[state >> K..]) + error * error
-    };
     for j in (0..ends).step_by(L::WIDTH) {
-        let mut least = cost(j);
+        let mut least = costs::<L, K>(job, x, j);
         for r in 1..1 << K {
-            least = cost(r * ends + j).least(least);
+            least = costs::<L, K>(job, x, r * ends + j).least(least);
         }
         least.store(&mut next[j..]);
     }
+}
+
+/// The costs of states in turn.
+#[inline(always)]
+fn costs<L: Lanes, const K: usize>(job: &Step<'_>, x: L, state: usize) -> L {
+    let error = x - L::load(&job.table[state..]);
+    L::spread::<K>(&job.best[state >> K..]) + error * error
 }
