@@ -7,12 +7,13 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use std::{mem::MaybeUninit, sync::Arc};
 
-use super::{Encoders, Isa, Method, Number, Spread, Spreading, plain};
+use super::{Encoders, Isa, Method, Number, Spread, Spreading, plain, viterbi};
 use crate::{
     code::{
         blocks,
         nf4::{Absmax, Nf4Scheme},
         rows::{Filled, Form, Job, Keep},
+        trellis::{StateBits, Trellis},
     },
     fit::{Fit, Hqq, Sample, ScaleSign, Search, Tiles},
     kernel::available,
@@ -288,6 +289,45 @@ fn bytes_do_not_depend_on_threads() {
             for threads in [2, 3, 7] {
                 assert!(run(threads) == alone, "{scheme} {fit:?} on {threads} threads");
             }
+        }
+    }
+}
+
+/// Costs as they are in the middle of a stream, and as they are at its beginning: all but one state out of reach.
+fn costs(ends: usize) -> impl Strategy<Value = Vec<f32>> {
+    let cost = prop_oneof![8 => 0f32..40.0, 1 => Just(f32::INFINITY), 1 => Just(0f32)];
+    let begun = prop::collection::vec(cost, ends);
+    let fresh =
+        (0..ends).prop_map(move |at| (0..ends).map(|j| if j == at { 0.0 } else { f32::INFINITY }).collect());
+    prop_oneof![4 => begun, 1 => fresh]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn every_table_takes_a_step_through_a_trellis_alike(
+        (bits, rate, best) in prop::sample::select(vec![StateBits::Eight, StateBits::Ten, StateBits::Twelve])
+            .prop_flat_map(|bits| (Just(bits), 1..=bits.most_rate()))
+            .prop_flat_map(|(bits, rate)| (Just(bits), Just(rate), costs(1usize << (bits.get() - u32::from(rate))))),
+        x in value(),
+    ) {
+        let (table, ends) = (Trellis::shared(bits).table(rate), best.len());
+        // Every predecessor in turn, without a thought for vectors: what is pushed out is its oldest K bits.
+        let mut want = vec![f32::INFINITY; ends];
+        for (state, level) in table.iter().enumerate() {
+            let error = x - level;
+            let cost = best[state >> rate] + error * error;
+            let left = &mut want[state % ends];
+            *left = if cost < *left { cost } else { *left };
+        }
+        let mut padded = best.clone();
+        padded.resize(ends + viterbi::PADDING, f32::NAN);
+        let step = viterbi::Step { table, rate, x, best: &padded };
+        for encoders in available().into_iter().filter_map(Encoders::of) {
+            let mut next = vec![f32::NAN; ends + viterbi::PADDING];
+            (encoders.viterbi)(&step, &mut next);
+            prop_assert_eq!(&next[..ends], &want[..], "{:?} {} of {}", bits, rate, encoders.lanes);
         }
     }
 }
