@@ -126,13 +126,9 @@ pub enum Error {
 
     /// A Gram matrix that is not positive definite.
     #[error(
-        "the gram matrix is not positive definite at column {column} (pivot {pivot:e}) in spite of a damping of {damping}; calibrate on more tokens, or raise `damping`"
+        "the gram matrix is not positive definite in spite of a damping of {damping}; calibrate on more tokens, or raise `damping`"
     )]
     NotPositive {
-        /// The column.
-        column: usize,
-        /// What is left of its diagonal.
-        pivot: f64,
         /// The damping, as a share of the mean diagonal.
         damping: f64,
     },

@@ -243,7 +243,15 @@ impl Fit {
 /// # Errors
 /// The scale itself, where the type cannot hold it.
 pub fn stored(scale: f32, scales: ScaleType) -> std::result::Result<f32, f32> {
-    let rounded = scales.round(scale);
+    settled(scale, scales.round(scale), scales)
+}
+
+/// [`stored`], but rounded towards zero.
+fn stored_below(scale: f32, scales: ScaleType) -> std::result::Result<f32, f32> {
+    settled(scale, scales.round_down(scale), scales)
+}
+
+fn settled(scale: f32, rounded: f32, scales: ScaleType) -> std::result::Result<f32, f32> {
     if !rounded.is_finite() {
         Err(scale)
     } else if rounded == 0.0 {

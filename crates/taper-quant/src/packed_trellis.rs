@@ -183,7 +183,8 @@ fn blocks(cols: usize, turn: Option<&(usize, Vec<u8>)>) -> Vec<RandomHadamard> {
 
 impl PackedTrellis {
     /// Encodes a row-major matrix `[out, in]`. With a Gram matrix `[in, in]` of the inputs each column makes up for the errors
-    /// of others and columns share the bits by how much they matter; without one every column is alike. `seed` chooses Q.
+    /// of others and columns share the bits by how much they matter (it is consumed: what follows from it is as large); without one
+    /// every column is alike. `seed` chooses Q.
     ///
     /// # Errors
     /// Options out of range, values or a Gram matrix that are not finite, slices that do not fit, scales beyond f16.
@@ -191,7 +192,7 @@ impl PackedTrellis {
         values: &[f32],
         shape: [usize; 2],
         scheme: &TrellisScheme,
-        gram: Option<&[f64]>,
+        gram: Option<Vec<f64>>,
         seed: u64,
     ) -> Result<Self> {
         scheme.check()?;
@@ -208,7 +209,7 @@ impl PackedTrellis {
         let turn = (block > 1).then(|| (block, signs(seed, cols)));
         let blocks = blocks(cols, turn.as_ref());
         let feedback = match gram {
-            Some(gram) => Feedback::new(&turn_gram(gram, cols, &blocks)?, cols, scheme.damping)?,
+            Some(gram) => Feedback::new(turn_gram(gram, cols, &blocks)?, cols, scheme.damping)?,
             None => Feedback::none(cols),
         };
         let rates = feedback.rates(scheme.code_bits(shape)?, scheme.state.most_rate());
@@ -354,18 +355,17 @@ fn turn_rows(x: &[f32], cols: usize, blocks: &[RandomHadamard]) -> Vec<f32> {
 }
 
 /// Qᵀ G Q.
-fn turn_gram(gram: &[f64], cols: usize, blocks: &[RandomHadamard]) -> Result<Vec<f64>> {
+fn turn_gram(mut gram: Vec<f64>, cols: usize, blocks: &[RandomHadamard]) -> Result<Vec<f64>> {
     if gram.len() != cols * cols {
         return Err(Error::Length { what: "gram", found: gram.len(), expected: cols * cols });
     }
-    let mut turned = gram.to_vec();
     if let Some(width) = cols.checked_div(blocks.len()) {
-        turned.par_chunks_mut(cols).for_each(|row| {
+        gram.par_chunks_mut(cols).for_each(|row| {
             row.chunks_mut(width).zip(blocks).for_each(|(run, block)| block.apply(run, 1));
         });
-        turned.par_chunks_mut(width * cols).zip(blocks).for_each(|(rows, block)| block.apply(rows, cols));
+        gram.par_chunks_mut(width * cols).zip(blocks).for_each(|(rows, block)| block.apply(rows, cols));
     }
-    Ok(turned)
+    Ok(gram)
 }
 
 impl Rows for PackedTrellis {

@@ -171,6 +171,20 @@ impl ScaleType {
         }
     }
 
+    /// The largest value of this type that is not above a scale, which is not negative; infinite where [`Self::round`] is.
+    #[must_use]
+    pub fn round_down(self, scale: f32) -> f32 {
+        let nearest = self.round(scale);
+        if nearest <= scale || nearest.is_infinite() {
+            return nearest;
+        }
+        match self {
+            Self::F16 => half::f16::from_bits(half::f16::from_f32(scale).to_bits() - 1).to_f32(),
+            Self::BF16 => half::bf16::from_bits(half::bf16::from_f32(scale).to_bits() - 1).to_f32(),
+            Self::F32 => scale,
+        }
+    }
+
     /// The smallest positive value.
     #[must_use]
     pub fn smallest(self) -> f32 {

@@ -15,6 +15,7 @@
 //! number of threads. Neighbours: [`super::trellis`] is the code.
 
 use rayon::prelude::*;
+use taper_core::linalg::Ldl;
 
 use super::trellis::{DISTORTION, Scratch, StateBits, Trellis, stream_bytes};
 use crate::{Error, Result};
@@ -40,16 +41,17 @@ impl Feedback {
         Self { order: (0..cols).collect(), rows: vec![Vec::new(); cols], pivots: vec![1.0; cols] }
     }
 
-    /// From a Gram matrix `[cols, cols]`, damped by `damping` of its mean diagonal.
+    /// From a Gram matrix `[cols, cols]`, damped by `damping` of its mean diagonal; it is consumed, because it is as large as
+    /// the factor.
     ///
     /// # Errors
     /// A matrix that is not finite, or not positive definite in spite of the damping.
-    pub fn new(gram: &[f64], cols: usize, damping: f64) -> Result<Self> {
+    pub fn new(gram: Vec<f64>, cols: usize, damping: f64) -> Result<Self> {
         if gram.len() != cols * cols {
             return Err(Error::Length { what: "gram", found: gram.len(), expected: cols * cols });
         }
-        if let Some(at) = gram.iter().position(|g| !g.is_finite()) {
-            return Err(Error::NotPositive { column: at % cols, pivot: gram[at], damping });
+        if let Some(first) = gram.iter().position(|g| !g.is_finite()) {
+            return Err(Error::NotFinite { count: gram.iter().filter(|g| !g.is_finite()).count(), first });
         }
         let diagonal = |i: usize| gram[i * cols + i];
         let mean = (0..cols).map(diagonal).sum::<f64>() / cols.max(1) as f64;
@@ -58,31 +60,21 @@ impl Feedback {
         }
         let mut order: Vec<usize> = (0..cols).collect();
         order.sort_by(|&a, &b| diagonal(b).total_cmp(&diagonal(a)).then(a.cmp(&b)));
-        // The lower triangle in that order, over the mean.
-        let mut rows: Vec<Vec<f64>> = order
-            .par_iter()
-            .enumerate()
-            .map(|(i, &a)| order[..=i].iter().map(|&b| gram[a * cols + b] / mean).collect())
-            .collect();
-        rows.iter_mut().enumerate().for_each(|(i, row)| row[i] += damping);
-        let mut pivots = vec![0.0; cols];
-        for j in (0..cols).rev() {
-            let (above, below) = rows.split_at_mut(j);
-            let column = &below[0];
-            let pivot = column[j];
-            if !(pivot.is_finite() && pivot > 0.0) {
-                return Err(Error::NotPositive { column: order[j], pivot, damping });
-            }
-            pivots[j] = pivot;
-            let update = |(i, row): (usize, &mut Vec<f64>)| {
-                let factor = column[i] / pivot;
-                row.iter_mut().zip(column).for_each(|(x, c)| *x -= factor * c);
-            };
-            above.par_iter_mut().with_min_len(64).enumerate().for_each(update);
-        }
-        let scaled = |(i, row): (usize, Vec<f64>)| row[..i].iter().map(|x| (x / pivots[i]) as f32).collect();
-        let rows = rows.into_iter().enumerate().map(scaled).collect();
-        Ok(Self { order, rows, pivots })
+        // M D Mᵀ with columns in that order is L D Lᵀ with columns in the other.
+        let mut damped = vec![0.0; cols * cols];
+        damped.par_chunks_mut(cols).enumerate().for_each(|(i, row)| {
+            let from = &gram[order[cols - 1 - i] * cols..][..cols];
+            row.iter_mut().zip(order.iter().rev()).for_each(|(x, &j)| *x = from[j] / mean);
+            row[i] += damping;
+        });
+        drop(gram);
+        let ldl = Ldl::of(damped, cols, f64::MIN_POSITIVE).ok_or(Error::NotPositive { damping })?;
+        let column = |j: usize| {
+            let below = (cols - j..cols).rev().map(|i| ldl.lower()[i * cols + cols - 1 - j] as f32);
+            below.collect()
+        };
+        let rows = (0..cols).into_par_iter().map(column).collect();
+        Ok(Self { order, rows, pivots: ldl.pivots().iter().rev().copied().collect() })
     }
 
     /// A rate of 1 to `most` for every column (in the matrix's own order), at most `bits` on average.
@@ -309,7 +301,7 @@ mod tests {
     fn the_factors_give_the_matrix_back() {
         let cols = 24;
         let gram = gram(cols);
-        let feedback = Feedback::new(&gram, cols, 0.01).unwrap();
+        let feedback = Feedback::new(gram.clone(), cols, 0.01).unwrap();
         let mean = (0..cols).map(|i| gram[i * cols + i]).sum::<f64>() / cols as f64;
         let m = |i: usize, j: usize| match i.cmp(&j) {
             std::cmp::Ordering::Less => f64::from(feedback.rows[j][i]),
@@ -337,7 +329,7 @@ mod tests {
             cost(&values, &decoded(&encoded, rates, segment, &trellis), &gram, cols)
         };
         let even = vec![2; cols];
-        let feedback = Feedback::new(&gram, cols, 0.01).unwrap();
+        let feedback = Feedback::new(gram.clone(), cols, 0.01).unwrap();
         let plain = run(&Feedback::none(cols), &even);
         let fed = run(&feedback, &even);
         let rates = feedback.rates(2.0, trellis.bits().most_rate());
@@ -350,12 +342,13 @@ mod tests {
 
     #[test]
     fn a_gram_matrix_that_is_none_is_an_error_and_a_poor_one_is_not() {
-        let error = Feedback::new(&[1.0, 2.0, 2.0, 1.0], 2, 0.01).unwrap_err().to_string();
+        let error = Feedback::new(vec![1.0, 2.0, 2.0, 1.0], 2, 0.01).unwrap_err().to_string();
         assert!(error.contains("not positive definite"), "{error}");
-        assert!(Feedback::new(&[1.0, f64::NAN, f64::NAN, 1.0], 2, 0.01).is_err());
+        let error = Feedback::new(vec![1.0, f64::NAN, f64::NAN, 1.0], 2, 0.01).unwrap_err().to_string();
+        assert!(error.contains("finite"), "{error}");
         // One token of calibration, and none at all.
         let one: Vec<f64> = (0..16).map(|i| f64::from((i / 4) * (i % 4))).collect();
-        assert!(Feedback::new(&one, 4, 0.01).is_ok());
-        assert_eq!(Feedback::new(&[0.0; 16], 4, 0.01).unwrap().pivots, [1.0; 4]);
+        assert!(Feedback::new(one, 4, 0.01).is_ok());
+        assert_eq!(Feedback::new(vec![0.0; 16], 4, 0.01).unwrap().pivots, [1.0; 4]);
     }
 }

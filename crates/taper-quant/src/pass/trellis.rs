@@ -268,7 +268,7 @@ impl WeightPass for Trellis {
             }
         };
         let seed = named_seed(context.seed(), name);
-        let packed = PackedTrellis::encode(&values, [rows, cols], &self.scheme(), gram.as_deref(), seed);
+        let packed = PackedTrellis::encode(&values, [rows, cols], &self.scheme(), gram, seed);
         packed.map(Rewrite::done).map_err(CoreError::from)
     }
 }

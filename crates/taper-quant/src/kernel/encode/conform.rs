@@ -331,3 +331,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn scales_of_half_steps_are_those_of_the_rule() {
+    // Normal, tiny, and about the largest that each type holds; powers of two and their neighbours.
+    let powers = (-45i32..128).map(|e| 2f32.powi(e));
+    let peaks: Vec<f32> = powers.flat_map(|p| [p, p * 1.3, p * 1.999_9, p * 1.000_1, p * 0.999_9]).collect();
+    for stored in [ScaleType::F16, ScaleType::BF16, ScaleType::F32] {
+        for bits in [Bits::TWO, Bits::FOUR, Bits::EIGHT] {
+            let scheme = Scheme::new(bits, Granularity::Channel).with_scales(stored);
+            let how = Spreading::Peak(bits.steps() as f32 / 2.0);
+            let job =
+                Spread { how, scales: stored, lowest: bits.lowest() as f32, highest: bits.highest() as f32 };
+            for &peak in &peaks {
+                let (mut scale, mut zero) = ([0.0], [0.0]);
+                let fits = plain::grids(&job, &[-peak], &[0.0], &mut scale, &mut zero);
+                match Fit::MinMax.grid(Sample::new(&[-peak]), &scheme) {
+                    Ok(grid) if fits => assert_eq!(scale[0], grid.scale, "{stored} {bits:?} {peak}"),
+                    rule => assert!(!fits || rule.is_ok(), "{stored} {bits:?} {peak}: {rule:?}"),
+                }
+            }
+        }
+    }
+}

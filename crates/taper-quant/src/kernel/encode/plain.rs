@@ -72,6 +72,21 @@ fn rounded(scale: f32, scales: ScaleType) -> f32 {
     }
 }
 
+/// The scale of its type below the nearest where that is above it: equal to [`ScaleType::round_down`], likewise.
+#[inline(always)]
+fn cut(scale: f32, scales: ScaleType) -> f32 {
+    let nearest = rounded(scale, scales);
+    let lower = match scales {
+        ScaleType::F32 => nearest,
+        ScaleType::BF16 => f32::from_bits(nearest.to_bits().wrapping_sub(1 << 16)),
+        ScaleType::F16 => {
+            let normal = f32::from_bits(nearest.to_bits().wrapping_sub(1 << 13));
+            if scale < 6.103_515_6e-5 { nearest - 5.960_464_5e-8 } else { normal }
+        }
+    };
+    if nearest > scale && nearest < f32::INFINITY { lower } else { nearest }
+}
+
 /// See [`super::Encoders::grids`].
 #[inline(always)]
 pub(crate) fn grids(job: &Spread, low: &[f32], high: &[f32], scales: &mut [f32], zeros: &mut [f32]) -> bool {
@@ -136,10 +151,13 @@ fn symmetric(
     high: &[f32],
     scales: &mut [f32],
 ) -> bool {
-    let mut fine = true;
+    let (mut fine, half) = (true, steps.fract() > 0.0);
     for ((low, high), scale) in low.iter().zip(high).zip(scales) {
         let peak = if *high > -low { *high } else { -low };
-        let value = settled(peak / steps, stored);
+        // Why scales of half steps are cut: see [`crate::fit::minmax`].
+        let exact = peak / steps;
+        let value = if half { cut(exact, stored) } else { rounded(exact, stored) };
+        let value = if value == 0.0 { stored.smallest() } else { value };
         *scale = if peak == 0.0 { 1.0 } else { value };
         fine &= job.holds(*scale, 0.0);
     }
