@@ -25,10 +25,12 @@ pub mod gram;
 pub mod isa;
 pub mod lent;
 pub mod multiply;
+pub mod pages;
 pub mod sheet;
 pub mod threads;
 
 mod loops;
+pub(crate) mod norms;
 mod scalar;
 pub(crate) mod strided;
 mod table;
@@ -48,4 +50,5 @@ pub use dense::{Values, product};
 pub use gram::gram;
 pub use isa::{Features, ISA_VARIABLE, Isa, available, features, force, isa, requested};
 pub use multiply::{Arithmetic, Operand, Sizes, multiply};
+pub(crate) use norms::{Norms, norms};
 pub use threads::Threads;

@@ -176,8 +176,15 @@ impl FromIterator<(String, Arc<InputStats>)> for Stats {
 /// resemble each other: halves of single tokens would agree about what the text says rather than about the model.
 pub const STRETCH: usize = 256;
 
-/// Inputs whose sums are one task's.
-const COLUMNS: usize = 256;
+/// Values that are finite or not, together.
+const RUN: usize = 1 << 14;
+
+/// Stretches that wait for each other, so that threads are called and sums walked over for all of them at once: as many as
+/// take 2 MiB, or an eighth of what the Gram matrix takes, and at most eight.
+fn batch(inputs: usize) -> usize {
+    const KEPT: usize = 2 << 20;
+    (inputs * inputs).max(KEPT).checked_div(STRETCH * inputs * size_of::<f32>()).unwrap_or(1).clamp(1, 8)
+}
 
 /// Sums over the inputs of one layer.
 #[derive(Debug, Clone)]
@@ -189,25 +196,27 @@ pub struct Accumulator {
     sum_squares: Vec<f64>,
     min: Vec<f32>,
     max: Vec<f32>,
-    gram: Option<Gram>,
-    /// Tokens of a stretch that is not whole yet; they count already.
-    pending: Vec<f32>,
-    cross: Option<Cross>,
+    products: Option<Products>,
 }
 
-/// Σ x̃ xᵀ in progress.
+/// The sums of products in progress.
 #[derive(Debug, Clone)]
-struct Cross {
-    sums: Vec<f64>,
+struct Products {
+    gram: Gram,
+    /// Σ x̃ xᵀ, where it is asked for: empty until an original comes.
+    cross: Option<Vec<f64>>,
+    /// Tokens that are not summed up yet; the first of them is the first of its stretch.
+    pending: Vec<f32>,
+    /// What the original model has at these tokens, where it was given.
+    originals: Vec<f32>,
     /// Tokens that came with an original; all or none do.
-    count: u64,
+    beside: u64,
 }
 
 impl Accumulator {
     /// Sums for vectors of `inputs` values.
     #[must_use]
     pub fn new(inputs: usize, needs: Needs) -> Self {
-        let square = || vec![0.0; inputs * inputs];
         Self {
             inputs,
             count: 0,
@@ -216,79 +225,57 @@ impl Accumulator {
             sum_squares: vec![0.0; inputs],
             min: vec![f32::INFINITY; inputs],
             max: vec![f32::NEG_INFINITY; inputs],
-            gram: (needs >= Needs::Gram).then(|| Gram::zeros(inputs)),
-            pending: Vec::new(),
-            cross: (needs >= Needs::CrossGram).then(|| Cross { sums: square(), count: 0 }),
+            products: (needs >= Needs::Gram).then(|| Products {
+                gram: Gram::zeros(inputs),
+                cross: (needs >= Needs::CrossGram).then(Vec::new),
+                pending: Vec::new(),
+                originals: Vec::new(),
+                beside: 0,
+            }),
         }
     }
 
     /// Adds vectors, `[n, inputs]` row-major. Errors where a value is not finite or the width is another.
     pub fn add(&mut self, site: &str, rows: &[f32]) -> Result<()> {
-        self.check(site, rows)?;
-        self.add_norms(rows);
-        self.add_products(rows);
-        self.count += (rows.len() / self.inputs) as u64;
-        Ok(())
-    }
-
-    /// The sums per input, some columns per task.
-    fn add_norms(&mut self, rows: &[f32]) {
-        let inputs = self.inputs;
-        let sums = self.sum.par_chunks_mut(COLUMNS).zip(self.sum_abs.par_chunks_mut(COLUMNS));
-        let extremes = self.min.par_chunks_mut(COLUMNS).zip(self.max.par_chunks_mut(COLUMNS));
-        let all = sums.zip(self.sum_squares.par_chunks_mut(COLUMNS)).zip(extremes).enumerate();
-        all.for_each(|(task, (((sum, sum_abs), sum_squares), (min, max)))| {
-            let columns = task * COLUMNS..task * COLUMNS + sum.len();
-            for row in rows.chunks_exact(inputs) {
-                for (j, &x) in row[columns.clone()].iter().enumerate() {
-                    let (wide, size) = (f64::from(x), f64::from(x.abs()));
-                    sum[j] += wide;
-                    sum_abs[j] += size;
-                    sum_squares[j] += wide * wide;
-                    min[j] = min[j].min(x);
-                    max[j] = max[j].max(x);
-                }
-            }
-        });
-    }
-
-    /// The sums of products: whole stretches as they come, others when they are whole.
-    fn add_products(&mut self, rows: &[f32]) {
-        let (inputs, whole) = (self.inputs, STRETCH * self.inputs);
-        let Some(gram) = &mut self.gram else { return };
-        let mut together: [Vec<&[f32]>; 2] = Default::default();
-        stretches(self.count, rows, inputs, |half, part| {
-            gram.counts[half] += (part.len() / inputs) as u64;
-            if part.len() == whole {
-                together[half].push(part);
-                return;
-            }
-            // Sums within a stretch are f32: they must not depend on how its tokens arrive.
-            self.pending.extend_from_slice(part);
-            if self.pending.len() == whole {
-                add_gram(&mut gram.halves[half], &[&self.pending]);
-                self.pending.clear();
-            }
-        });
-        for (half, parts) in gram.halves.iter_mut().zip(together) {
-            add_gram(half, &parts);
-        }
+        // One call of the threads for all that follows.
+        rayon::scope(|_| {
+            self.check(site, rows)?;
+            self.add_all(rows, &[]);
+            Ok(())
+        })
     }
 
     /// [`Accumulator::add`], with what the original model has at the same tokens. The two go together for all tokens or
     /// for none.
     pub fn add_beside(&mut self, site: &str, rows: &[f32], original: &[f32]) -> Result<()> {
-        self.check(site, original)?;
-        if rows.len() != original.len() {
-            let message = format!("{} values beside {} of the original", rows.len(), original.len());
-            return Err(Error::Stats { site: site.to_owned(), message });
+        rayon::scope(|_| {
+            self.check(site, original)?;
+            if rows.len() != original.len() {
+                let message = format!("{} values beside {} of the original", rows.len(), original.len());
+                return Err(Error::Stats { site: site.to_owned(), message });
+            }
+            self.check(site, rows)?;
+            self.add_all(rows, original);
+            Ok(())
+        })
+    }
+
+    /// Adds vectors that were checked, and what is beside them.
+    fn add_all(&mut self, rows: &[f32], originals: &[f32]) {
+        kernel::norms(
+            rows,
+            kernel::Norms {
+                sum: &mut self.sum,
+                sum_abs: &mut self.sum_abs,
+                sum_squares: &mut self.sum_squares,
+                min: &mut self.min,
+                max: &mut self.max,
+            },
+        );
+        self.count += (rows.len() / self.inputs) as u64;
+        if let Some(products) = &mut self.products {
+            products.add(rows, originals);
         }
-        self.add(site, rows)?;
-        if let Some(cross) = &mut self.cross {
-            cross.count += (rows.len() / self.inputs) as u64;
-            add_cross(&mut cross.sums, original, rows, self.inputs);
-        }
-        Ok(())
     }
 
     fn check(&self, site: &str, rows: &[f32]) -> Result<()> {
@@ -296,12 +283,13 @@ impl Accumulator {
         if self.inputs == 0 || !rows.len().is_multiple_of(self.inputs) {
             return fail(format!("{} values are not vectors of {}", rows.len(), self.inputs));
         }
-        match rows.iter().position(|x| !x.is_finite()) {
-            Some(at) => {
-                fail(format!("input {} of vector {} is not finite", at % self.inputs, at / self.inputs))
-            }
-            None => Ok(()),
+        // All of a run, without a branch for each.
+        let finite = |run: &[f32]| run.iter().fold(true, |all, x| all & x.is_finite());
+        if rows.par_chunks(RUN).all(finite) {
+            return Ok(());
         }
+        let at = rows.iter().position(|x| !x.is_finite()).unwrap_or_default();
+        fail(format!("input {} of vector {} is not finite", at % self.inputs, at / self.inputs))
     }
 
     /// The statistics so far. Errors where nothing was seen.
@@ -316,17 +304,12 @@ impl Accumulator {
         if self.count == 0 {
             return fail("no input was seen");
         }
-        let cross = self.cross.as_ref().filter(|cross| cross.count > 0);
-        if cross.is_some_and(|cross| cross.count != self.count) {
+        let beside = self.products.as_ref().map_or(0, |products| products.beside);
+        if beside > 0 && beside != self.count {
             return fail("some inputs came with the original's and some did not; give all or none");
         }
         let mean = |sums: &[f64]| sums.iter().map(|s| (s / self.count as f64) as f32).collect();
-        let mut gram = self.gram;
-        if let Some(gram) = gram.as_mut().filter(|_| !self.pending.is_empty()) {
-            // The tokens of a stretch that is not whole yet.
-            let half = (self.count.saturating_sub(1) / STRETCH as u64 % 2) as usize;
-            add_gram(&mut gram.halves[half], &[&self.pending]);
-        }
+        let (gram, cross) = self.products.map(Products::finish).unzip();
         Ok(InputStats {
             count: self.count,
             mean: mean(&self.sum),
@@ -335,34 +318,71 @@ impl Accumulator {
             mean_abs: mean(&self.sum_abs),
             sum_squares: self.sum_squares,
             gram,
-            cross: self.cross.filter(|cross| cross.count > 0).map(|cross| cross.sums),
+            cross: cross.flatten(),
         })
     }
 }
 
-/// Cuts rows where the halves change and says which half each part belongs to; `seen` tokens came before.
-fn stretches<'r>(seen: u64, rows: &'r [f32], inputs: usize, mut part: impl FnMut(usize, &'r [f32])) {
-    let (mut at, mut rest) = (seen, rows);
-    while !rest.is_empty() {
-        let left = STRETCH - (at % STRETCH as u64) as usize;
-        let (here, later) = rest.split_at((left * inputs).min(rest.len()));
-        part((at / STRETCH as u64 % 2) as usize, here);
-        at += (here.len() / inputs) as u64;
-        rest = later;
+impl Products {
+    /// Adds vectors: as they come where they are many, behind those that wait otherwise.
+    fn add(&mut self, rows: &[f32], originals: &[f32]) {
+        let inputs = self.gram.inputs();
+        let batch = batch(inputs) * STRETCH * inputs;
+        if self.cross.is_some() {
+            self.beside += (originals.len() / inputs) as u64;
+        }
+        let originals = if self.cross.is_some() { originals } else { &[] };
+        let waiting = if self.pending.is_empty() { 0 } else { batch - self.pending.len() };
+        let (first, rows) = rows.split_at(waiting.min(rows.len()));
+        let (beside, originals) = originals.split_at(first.len().min(originals.len()));
+        self.pending.extend_from_slice(first);
+        self.originals.extend_from_slice(beside);
+        if self.pending.len() == batch {
+            self.sum_up();
+        }
+        let whole = rows.len() - rows.len() % (STRETCH * inputs);
+        let (first, rest) = rows.split_at(if whole >= batch { whole } else { 0 });
+        let (beside, originals) = originals.split_at(first.len().min(originals.len()));
+        self.add_stretches(first, beside);
+        self.pending.extend_from_slice(rest);
+        self.originals.extend_from_slice(originals);
     }
-}
 
-/// G += Σ x xᵀ over parts of at most [`STRETCH`] rows.
-fn add_gram(gram: &mut Symmetric, parts: &[&[f32]]) {
-    let inputs = gram.order();
-    if !parts.is_empty() {
-        kernel::gram::lower(parts, inputs, &mut gram.rows_mut());
+    /// Adds the vectors that wait.
+    fn sum_up(&mut self) {
+        let (rows, originals) = (std::mem::take(&mut self.pending), std::mem::take(&mut self.originals));
+        self.add_stretches(&rows, &originals);
+        // Their memory waits for the next ones.
+        (self.pending, self.originals) = (rows, originals);
+        self.pending.clear();
+        self.originals.clear();
     }
-}
 
-/// C += Σ x̃ xᵀ.
-fn add_cross(cross: &mut [f64], original: &[f32], rows: &[f32], inputs: usize) {
-    kernel::gram::cross(original, rows, inputs, cross);
+    /// Adds vectors of which the first is that of a stretch. Sums within a stretch are f32: how tokens arrive does not matter.
+    fn add_stretches(&mut self, rows: &[f32], originals: &[f32]) {
+        let inputs = self.gram.inputs();
+        let mut halves: [Vec<&[f32]>; 2] = Default::default();
+        for stretch in rows.chunks(STRETCH * inputs) {
+            let half = (self.gram.count() / STRETCH as u64 % 2) as usize;
+            self.gram.counts[half] += (stretch.len() / inputs) as u64;
+            halves[half].push(stretch);
+        }
+        for (half, stretches) in self.gram.halves.iter_mut().zip(halves) {
+            kernel::gram::lower(&stretches, inputs, &mut half.rows_mut());
+        }
+        if let (Some(cross), true) = (&mut self.cross, !rows.is_empty() && rows.len() == originals.len()) {
+            if cross.is_empty() {
+                *cross = kernel::pages::filled(0.0, inputs * inputs);
+            }
+            kernel::gram::cross(originals, rows, inputs, cross);
+        }
+    }
+
+    /// All that came, and what was beside it.
+    fn finish(mut self) -> (Gram, Option<Vec<f64>>) {
+        rayon::scope(|_| self.sum_up());
+        (self.gram, self.cross.filter(|_| self.beside > 0))
+    }
 }
 
 #[cfg(test)]
@@ -388,6 +408,25 @@ mod tests {
             // Products of a chunk of tokens are summed in f32.
             assert!((gram.get(i, i) - square).abs() < 1e-6 * square);
         }
+    }
+
+    #[test]
+    fn cross_sums_do_not_depend_on_how_tokens_arrive() {
+        // Of 256 inputs eight stretches are summed at once: more than that, and parts that fill no stretch.
+        let (inputs, tokens) = (256, 8 * STRETCH + 700);
+        let all = values(inputs * tokens + 9);
+        let (rows, original) = (&all[9..], &all[..inputs * tokens]);
+        let mut whole = Accumulator::new(inputs, Needs::CrossGram);
+        whole.add_beside("x", rows, original).unwrap();
+        let whole = whole.into_stats("x").unwrap();
+        for part in [100, 256, 999] {
+            let mut parts = Accumulator::new(inputs, Needs::CrossGram);
+            for (rows, original) in rows.chunks(inputs * part).zip(original.chunks(inputs * part)) {
+                parts.add_beside("x", rows, original).unwrap();
+            }
+            assert_eq!(parts.finish("x").unwrap(), whole, "{part} tokens at a time");
+        }
+        assert_eq!(whole.gram.unwrap().counts, [5 * 256 + 188, 5 * 256]);
     }
 
     #[test]

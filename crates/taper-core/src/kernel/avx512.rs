@@ -6,10 +6,12 @@ mod pairs;
 
 use half::{bf16, f16};
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_castps_si512, _mm512_castsi512_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_castpd_ps, _mm256_loadu_si256, _mm512_add_pd,
+    _mm512_castps_pd, _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_pd, _mm512_extractf64x4_pd, _mm512_fmadd_ps,
+    _mm512_loadu_pd, _mm512_loadu_ps, _mm512_set1_ps, _mm512_shuffle_i32x4, _mm512_slli_epi32,
+    _mm512_storeu_pd, _mm512_storeu_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
 };
 
 use super::{Isa, table::table, vector::Vector};
@@ -84,6 +86,18 @@ unsafe impl Vector for Sixteen {
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: as above.
         unsafe { _mm512_storeu_ps(p, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_to(self, p: *mut f64) {
+        // SAFETY: as above.
+        unsafe {
+            let low = _mm512_cvtps_pd(_mm512_castps512_ps256(self.0));
+            let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+            let high = _mm512_cvtps_pd(_mm256_castpd_ps(high));
+            _mm512_storeu_pd(p, _mm512_add_pd(_mm512_loadu_pd(p), low));
+            _mm512_storeu_pd(p.add(8), _mm512_add_pd(_mm512_loadu_pd(p.add(8)), high));
+        }
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 //! ```text
 //! products   within (cols + 8) · 2⁻²⁴ · Σ |w x| of the sum in f64, for every pair of types
 //! Gram       within 264 · 2⁻²⁴ · Σ |x_i x_j|
+//! columns    the bits of plain sums in f64, token by token
 //! threads    the same bits for 1, 2, 3 and 7
 //! ```
 
@@ -15,6 +16,7 @@ use super::{
     Isa, Threads, Values, available,
     dense::product_with,
     gram::{CHUNK, cross_with, gram, gram_with, lower},
+    norms::{Norms, norms_with},
     table::{self, Kernels},
 };
 
@@ -162,6 +164,46 @@ fn check_gram(tokens: usize, d: usize, seed: u64) {
         cross_with(kernels, &x, &x, d, &mut crossed);
         let below = (0..d).flat_map(|i| (0..=i).map(move |j| i * d + j));
         assert!(below.into_iter().all(|at| crossed[at] == g[at]), "{kernels:?}: Xᵀ · X is the Gram matrix");
+    }
+}
+
+/// Sums of d columns, and least and largest values.
+#[derive(Debug, Clone, PartialEq)]
+struct Columns {
+    wide: [Vec<f64>; 3],
+    ends: [Vec<f32>; 2],
+}
+
+impl Columns {
+    fn new(d: usize) -> Self {
+        let wide = std::array::from_fn(|k| (0..d).map(|j| (j * k) as f64 / 8.0).collect());
+        Self { wide, ends: [vec![f32::INFINITY; d], vec![f32::NEG_INFINITY; d]] }
+    }
+
+    fn added(mut self, kernels: &Kernels, x: &[f32]) -> Self {
+        let [sum, sum_abs, sum_squares] = &mut self.wide;
+        let [min, max] = &mut self.ends;
+        norms_with(kernels, x, Norms { sum, sum_abs, sum_squares, min, max });
+        self
+    }
+}
+
+#[test]
+fn sums_of_columns_have_the_bits_of_plain_sums_on_every_table() {
+    for (tokens, d) in [(0, 3), (1, 1), (70, 15), (64, 16), (129, 131), (200, 300)] {
+        let x = Stored::random(tokens * d, 11).f32;
+        let mut plain = Columns::new(d);
+        for x in x.chunks_exact(d) {
+            for (j, &x) in x.iter().enumerate() {
+                let terms = [f64::from(x), f64::from(x.abs()), f64::from(x) * f64::from(x)];
+                plain.wide.iter_mut().zip(terms).for_each(|(sums, term)| sums[j] += term);
+                plain.ends[0][j] = plain.ends[0][j].min(x);
+                plain.ends[1][j] = plain.ends[1][j].max(x);
+            }
+        }
+        for kernels in tables() {
+            assert_eq!(Columns::new(d).added(kernels, &x), plain, "{kernels:?}, {tokens} × {d}");
+        }
     }
 }
 

@@ -14,9 +14,10 @@
 //! Neighbours: `stats` calls this; [`super::dense`] uses the same tiles.
 
 use rayon::prelude::*;
+use std::ops::Range;
 
 use super::{
-    aligned::Aligned,
+    lent::Lent,
     table::{self, Kernels},
 };
 
@@ -28,6 +29,12 @@ const TOGETHER: usize = 4;
 
 /// Tiles of rows of a task.
 const TILES: usize = 8;
+
+/// Panels that one task packs: what it reads of a token lies together.
+const PANELS: usize = 4;
+
+/// Tokens of a strip that are packed before those of the next.
+const ABREAST: usize = 16;
 
 /// Rows and columns of a block that is mirrored at once.
 const BLOCK: usize = 32;
@@ -46,7 +53,7 @@ pub(super) fn gram_with(kernels: &Kernels, x: &[f32], d: usize, out: &mut [f64])
     }
     let chunks: Vec<&[f32]> = x.chunks(CHUNK * d).collect();
     let mut rows: Vec<&mut [f64]> = out.chunks_exact_mut(d).collect();
-    add(kernels, &chunks, &chunks, d, Part::Lower, &mut rows);
+    lower_with(kernels, &chunks, d, &mut rows);
     mirror(out, d);
 }
 
@@ -55,8 +62,12 @@ pub(super) fn gram_with(kernels: &Kernels, x: &[f32], d: usize, out: &mut [f64])
 /// `chunks` are stretches of tokens, `[at most CHUNK, d]` each: what is summed in f32 before it is added. Panics where the
 /// lengths do not fit.
 pub fn lower(chunks: &[&[f32]], d: usize, rows: &mut [&mut [f64]]) {
-    assert!(rows.iter().enumerate().all(|(i, row)| row.len() > i), "row i of a triangle has i + 1 values");
-    add(table::active(), chunks, chunks, d, Part::Lower, rows);
+    lower_with(table::active(), chunks, d, rows);
+}
+
+fn lower_with(kernels: &Kernels, chunks: &[&[f32]], d: usize, rows: &mut [&mut [f64]]) {
+    let mut rows: Vec<&mut [f64]> = rows.iter_mut().enumerate().map(|(i, row)| &mut row[..=i]).collect();
+    add(kernels, chunks, chunks, d, &mut rows);
 }
 
 /// Adds Aᵀ · B to `out`, `[d, d]` row-major: `a` and `b` are `[tokens, d]`. Panics where the lengths do not fit.
@@ -72,113 +83,114 @@ pub(super) fn cross_with(kernels: &Kernels, a: &[f32], b: &[f32], d: usize, out:
     }
     let (a, b): (Vec<&[f32]>, Vec<&[f32]>) = a.chunks(CHUNK * d).zip(b.chunks(CHUNK * d)).unzip();
     let mut rows: Vec<&mut [f64]> = out.chunks_exact_mut(d).collect();
-    add(kernels, &a, &b, d, Part::Whole, &mut rows);
+    add(kernels, &a, &b, d, &mut rows);
 }
 
-/// What of a matrix is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Lower,
-    Whole,
-}
-
-fn add(kernels: &Kernels, a: &[&[f32]], b: &[&[f32]], d: usize, part: Part, rows: &mut [&mut [f64]]) {
+/// Adds Aᵀ · B to the first columns of each row, as many as it has: no row has more than the next.
+fn add(kernels: &Kernels, a: &[&[f32]], b: &[&[f32]], d: usize, rows: &mut [&mut [f64]]) {
     assert!(rows.len() == d, "{} rows of a matrix of {d} inputs", rows.len());
     let whole = |x: &&[f32]| x.len().is_multiple_of(d.max(1)) && x.len() <= CHUNK * d;
     assert!(a.iter().chain(b).all(whole), "chunks are up to {CHUNK} vectors of {d}");
     for (a, b) in a.chunks(TOGETHER).zip(b.chunks(TOGETHER)) {
-        let panels = panels(kernels, b, d);
+        let tokens = b.iter().map(|b| b.len() / d).sum();
+        let panels = panels(kernels, b, d, tokens);
+        let walk = Walk { kernels, a, panels: &panels, d, tokens };
         // As many tasks as threads can share, and no more walks over the panels than that takes.
         let tiles = d.div_ceil(kernels.tokens * 8 * rayon::current_num_threads()).clamp(1, TILES);
         let count = tiles * kernels.tokens;
         // The last tasks have the longest rows: they begin first.
         rows.par_chunks_mut(count).enumerate().rev().with_max_len(1).for_each(|(task, rows)| {
-            some_rows(kernels, a, &panels, (d, task * count), part, rows);
+            walk.rows(task * count, rows);
         });
     }
 }
 
 /// `[panels, tokens, lanes]`: stretches of columns, side by side; zeros beyond the last.
-fn panels(kernels: &Kernels, x: &[&[f32]], d: usize) -> Aligned<f32> {
-    let (lanes, tokens) = (kernels.lanes, tokens(x, d));
-    let mut out = Aligned::zeros(d.div_ceil(lanes) * tokens * lanes);
-    out.par_chunks_mut((tokens * lanes).max(1)).enumerate().for_each(|(panel, out)| {
-        let columns = panel * lanes..((panel + 1) * lanes).min(d);
-        let x = x.iter().flat_map(|x| x.chunks_exact(d));
-        for (x, out) in x.zip(out.chunks_exact_mut(lanes)) {
-            out[..columns.len()].copy_from_slice(&x[columns.clone()]);
-        }
+fn panels(kernels: &Kernels, x: &[&[f32]], d: usize, tokens: usize) -> Lent<f32> {
+    let (lanes, size) = (kernels.lanes, kernels.lanes * tokens);
+    let mut out = Lent::new(d.div_ceil(lanes) * size);
+    out.par_chunks_mut((PANELS * size).max(1)).enumerate().for_each(|(task, out)| {
+        let first = task * PANELS * lanes;
+        let columns = first..(first + out.len() / tokens).min(d);
+        strips(x, d, columns, lanes, out);
     });
     out
 }
 
-fn tokens(x: &[&[f32]], d: usize) -> usize {
-    x.iter().map(|x| x.len() / d).sum()
+/// Some chunks on their way into a matrix.
+struct Walk<'a> {
+    kernels: &'a Kernels,
+    a: &'a [&'a [f32]],
+    /// Of B.
+    panels: &'a [f32],
+    d: usize,
+    /// Of all chunks.
+    tokens: usize,
 }
 
-/// Rows from `first` on: all columns, or those of the lower triangle.
-fn some_rows(
-    kernels: &Kernels,
-    x: &[&[f32]],
-    panels: &[f32],
-    (d, first): (usize, usize),
-    part: Part,
-    rows: &mut [&mut [f64]],
-) {
-    let (lanes, most, tokens) = (kernels.lanes, kernels.tokens, tokens(x, d));
-    let a = tiles(x, d, (first, rows.len()), most);
-    let mut sums = vec![0f64; rows.len().div_ceil(most) * most * lanes];
-    let mut c = Aligned::<f32>::zeros(most * lanes);
-    let width = if part == Part::Lower { first + rows.len() } else { d };
-    for p in 0..width.div_ceil(lanes) {
-        let panel = &panels[p * tokens * lanes..(p + 1) * tokens * lanes];
-        // What stood there is where sums begin: they do not depend on how many chunks come together.
-        let columns = |i: usize| {
-            let end = if part == Part::Lower { first + i + 1 } else { d };
-            p * lanes..((p + 1) * lanes).min(end)
-        };
-        for (i, (row, sums)) in rows.iter().zip(sums.chunks_exact_mut(lanes)).enumerate() {
-            let columns = columns(i);
-            if !columns.is_empty() {
-                sums[..columns.len()].copy_from_slice(&row[columns]);
-            }
-        }
-        // Tiles that end above the first column of the panel lie beyond the triangle.
-        let begin = if part == Part::Lower { (p * lanes).saturating_sub(first) / most } else { 0 };
-        let mut start = 0;
-        for run in x.iter().map(|x| x.len() / d) {
-            let panel = &panel[start * lanes..(start + run) * lanes];
-            let tiles =
-                a.chunks_exact((tokens * most).max(1)).zip(sums.chunks_exact_mut(most * lanes)).skip(begin);
-            for (a, sums) in tiles {
-                c.fill(0.0);
-                (kernels.tile)(&a[start * most..(start + run) * most], panel, &mut c);
-                sums.iter_mut().zip(c.iter()).for_each(|(sum, c)| *sum += f64::from(*c));
-            }
-            start += run;
-        }
-        for (i, (row, sums)) in rows.iter_mut().zip(sums.chunks_exact(lanes)).enumerate() {
-            let columns = columns(i);
-            if !columns.is_empty() {
-                let count = columns.len();
-                row[columns].copy_from_slice(&sums[..count]);
+impl Walk<'_> {
+    /// Rows from `first` on.
+    fn rows(&self, first: usize, rows: &mut [&mut [f64]]) {
+        let &Walk { kernels, a: x, panels, d, tokens } = self;
+        let (lanes, most) = (kernels.lanes, kernels.tokens);
+        let mut a = Lent::<f32>::new(rows.len().div_ceil(most) * tokens * most);
+        strips(x, d, first..first + rows.len(), most, &mut a);
+        let width = rows.last().map_or(0, |row| row.len());
+        for p in 0..width.div_ceil(lanes) {
+            let panel = &panels[p * tokens * lanes..(p + 1) * tokens * lanes];
+            for (a, rows) in a.chunks_exact((tokens * most).max(1)).zip(rows.chunks_mut(most)) {
+                // Rows that end before the panel lie beyond the triangle.
+                if rows.last().is_none_or(|row| row.len() <= p * lanes) {
+                    continue;
+                }
+                // The next panel's part of these rows comes from memory while this one's is summed.
+                let next: Vec<*const f64> =
+                    rows.iter().map(|row| row.as_ptr().wrapping_add((p + 1) * lanes)).collect();
+                let (mut start, mut next) = (0, next.chunks(most.div_ceil(x.len())));
+                for run in x.iter().map(|x| x.len() / d) {
+                    let panel = &panel[start * lanes..(start + run) * lanes];
+                    let (a, next) = (&a[start * most..(start + run) * most], next.next().unwrap_or_default());
+                    (kernels.outer)(a, panel, p * lanes, rows, next);
+                    start += run;
+                }
             }
         }
     }
 }
 
-/// Columns from `first` on as tiles, `[tiles, tokens, most]`; zeros beyond the last.
-fn tiles(x: &[&[f32]], d: usize, (first, rows): (usize, usize), most: usize) -> Aligned<f32> {
-    let tokens = tokens(x, d);
-    let mut a = Aligned::zeros(rows.div_ceil(most) * tokens * most);
-    for (tile, out) in a.chunks_exact_mut((tokens * most).max(1)).enumerate() {
-        let start = first + tile * most;
-        let count = most.min(first + rows - start);
-        for (x, out) in x.iter().flat_map(|x| x.chunks_exact(d)).zip(out.chunks_exact_mut(most)) {
-            out[..count].copy_from_slice(&x[start..start + count]);
-        }
+/// Some columns as strips `[strips, tokens, width]`; zeros beyond the last.
+fn strips(x: &[&[f32]], d: usize, columns: Range<usize>, width: usize, out: &mut [f32]) {
+    // Moves of known size are instructions, others are calls.
+    match width {
+        6 => strips_of::<6>(x, d, columns, out),
+        8 => strips_of::<8>(x, d, columns, out),
+        12 => strips_of::<12>(x, d, columns, out),
+        16 => strips_of::<16>(x, d, columns, out),
+        32 => strips_of::<32>(x, d, columns, out),
+        other => unreachable!("strips of {other} columns"),
     }
-    a
+}
+
+fn strips_of<const WIDTH: usize>(x: &[&[f32]], d: usize, columns: Range<usize>, out: &mut [f32]) {
+    let tokens: usize = x.iter().map(|x| x.len() / d).sum();
+    let (out, _) = out.as_chunks_mut::<WIDTH>();
+    let mut first = 0;
+    // Some tokens of one strip after the other: strips lie so far apart that they would push each other out of the cache.
+    for x in x.iter().flat_map(|x| x.chunks(ABREAST * d)) {
+        for (strip, out) in out.chunks_mut(tokens.max(1)).enumerate() {
+            let start = columns.start + strip * WIDTH;
+            for (x, out) in x.chunks_exact(d).zip(&mut out[first..]) {
+                if let (true, Some(x)) = (start + WIDTH <= columns.end, x[start..].first_chunk()) {
+                    *out = *x;
+                } else {
+                    let x = &x[start..columns.end];
+                    out[..x.len()].copy_from_slice(x);
+                    out[x.len()..].fill(0.0);
+                }
+            }
+        }
+        first += x.len() / d;
+    }
 }
 
 /// Copies the lower triangle to the upper one.

@@ -237,6 +237,46 @@ unsafe fn tile_of<V: Vector, const T: usize>(a: &[f32], panel: &[f32], c: &mut [
     }
 }
 
+/// Values of the largest tile of any table.
+#[repr(align(64))]
+struct Sums([f32; 12 * 32]);
+
+/// # Safety
+/// As for [`Vector`].
+#[inline(always)]
+pub(super) unsafe fn outer<V: Vector>(
+    a: &[f32],
+    panel: &[f32],
+    column: usize,
+    rows: &mut [&mut [f64]],
+    next: &[*const f64],
+) {
+    let lanes = 2 * V::WIDTH;
+    let mut sums = Sums([0.0; 12 * 32]);
+    let sums = &mut sums.0[..V::TOKENS * lanes];
+    // SAFETY: the caller's promise; a prefetch of any address is allowed.
+    unsafe {
+        for row in next {
+            for line in (0..lanes).step_by(8) {
+                V::prefetch(row.wrapping_add(line));
+            }
+            V::prefetch(row.wrapping_add(lanes - 1));
+        }
+        tile::<V>(a, panel, sums);
+    }
+    for (row, sums) in rows.iter_mut().zip(sums.chunks_exact(lanes)) {
+        if let Some(row) = row.get_mut(column..column + lanes) {
+            // SAFETY: the caller's promise; both have `lanes` values.
+            unsafe {
+                V::load(sums.as_ptr()).add_to(row.as_mut_ptr());
+                V::load(sums[V::WIDTH..].as_ptr()).add_to(row[V::WIDTH..].as_mut_ptr());
+            }
+        } else if let Some(row) = row.get_mut(column..) {
+            row.iter_mut().zip(sums).for_each(|(x, sum)| *x += f64::from(*sum));
+        }
+    }
+}
+
 /// # Safety
 /// As for [`Vector`].
 #[inline(always)]

@@ -5,9 +5,10 @@
 use half::{bf16, f16};
 use std::arch::{
     aarch64::{
-        float32x4_t, uint16x4_t, vdupq_n_f32, vfmaq_f32, vld1_u16, vld1q_f32, vreinterpretq_f32_f64,
-        vreinterpretq_f32_u32, vreinterpretq_f64_f32, vshll_n_u16, vst1q_f32, vtrn1q_f32, vtrn1q_f64,
-        vtrn2q_f32, vtrn2q_f64,
+        float32x4_t, uint16x4_t, vaddq_f64, vcvt_f64_f32, vcvt_high_f64_f32, vdupq_n_f32, vfmaq_f32,
+        vget_low_f32, vld1_u16, vld1q_f32, vld1q_f64, vreinterpretq_f32_f64, vreinterpretq_f32_u32,
+        vreinterpretq_f64_f32, vshll_n_u16, vst1q_f32, vst1q_f64, vtrn1q_f32, vtrn1q_f64, vtrn2q_f32,
+        vtrn2q_f64,
     },
     asm,
 };
@@ -59,6 +60,16 @@ unsafe impl Vector for Four {
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: as above.
         unsafe { vst1q_f32(p, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_to(self, p: *mut f64) {
+        // SAFETY: as above.
+        unsafe {
+            let (low, high) = (vcvt_f64_f32(vget_low_f32(self.0)), vcvt_high_f64_f32(self.0));
+            vst1q_f64(p, vaddq_f64(vld1q_f64(p), low));
+            vst1q_f64(p.add(2), vaddq_f64(vld1q_f64(p.add(2)), high));
+        }
     }
 
     #[inline(always)]

@@ -46,6 +46,13 @@ unsafe impl Vector for Four {
     }
 
     #[inline(always)]
+    unsafe fn add_to(self, p: *mut f64) {
+        // SAFETY: as above.
+        let sums = unsafe { &mut *p.cast::<[f64; 4]>() };
+        sums.iter_mut().zip(self.0).for_each(|(sum, x)| *sum += f64::from(x));
+    }
+
+    #[inline(always)]
     unsafe fn add_product(self, a: Self, b: Self) -> Self {
         // Not `mul_add`: without the instruction that is a slow function.
         Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))

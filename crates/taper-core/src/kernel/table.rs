@@ -5,7 +5,7 @@
 use half::{bf16, f16};
 use std::fmt;
 
-use super::Isa;
+use super::{Isa, norms::Norms};
 
 /// Loops that read values of one type.
 pub(crate) struct Loops<T: 'static> {
@@ -33,6 +33,10 @@ pub(crate) struct Pairs {
 /// Values, where each tap begins, its weight, and the result.
 pub(crate) type Taps = fn(x: &[f32], offsets: &[usize], w: &[f32], out: &mut [f32]);
 
+/// A tile, a panel, the column at which it begins, the rows of the result, and addresses.
+pub(crate) type Outer =
+    fn(a: &[f32], panel: &[f32], column: usize, rows: &mut [&mut [f64]], next: &[*const f64]);
+
 /// The inner loops, for one instruction set.
 pub(crate) struct Kernels {
     pub(crate) isa: Isa,
@@ -45,6 +49,11 @@ pub(crate) struct Kernels {
     pub(crate) bf16: Loops<bf16>,
     /// `c += a · panel`: `a` is `[depth, tokens]`, `panel` `[depth, lanes]`, `c` `[tokens, lanes]`.
     pub(crate) tile: fn(a: &[f32], panel: &[f32], c: &mut [f32]),
+    /// `rows[i][column ..] += a · panel`, summed in f32 and added in f64, as far as the rows go: `a` is `[depth, tokens]`, as
+    /// many rows or fewer, `panel` `[depth, lanes]`. Asks for `lanes` values at each of the addresses, which come next.
+    pub(crate) outer: Outer,
+    /// Adds the first columns of rows that are `stride` apart, as many as there are sums.
+    pub(crate) norms: fn(x: &[f32], stride: usize, sums: &mut Norms<'_>),
     /// `out[i] = Σ w[t] · x[offsets[t] + i]`.
     pub(crate) taps: Taps,
     /// What needs [`super::Features::bf16`] besides.
@@ -101,6 +110,19 @@ macro_rules! table {
                 // SAFETY: the features are enabled and detected.
                 unsafe { $crate::kernel::loops::tile::<$vector>(a, panel, c) }
             }),
+            outer: $crate::kernel::table::enabled!(
+                $features,
+                outer(a: &[f32], panel: &[f32], column: usize, rows: &mut [&mut [f64]], next: &[*const f64]) {
+                    // SAFETY: the features are enabled and detected.
+                    unsafe { $crate::kernel::loops::outer::<$vector>(a, panel, column, rows, next) }
+                }
+            ),
+            norms: $crate::kernel::table::enabled!(
+                $features,
+                norms(x: &[f32], stride: usize, sums: &mut $crate::kernel::norms::Norms<'_>) {
+                    $crate::kernel::norms::add_rows(x, stride, sums)
+                }
+            ),
             taps: $crate::kernel::table::enabled!(
                 $features,
                 taps(x: &[f32], offsets: &[usize], w: &[f32], out: &mut [f32]) {

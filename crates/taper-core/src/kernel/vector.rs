@@ -27,6 +27,8 @@ pub(super) unsafe trait Vector: Copy {
     unsafe fn load_bf16(p: *const bf16) -> Self;
     /// Writes `WIDTH` values.
     unsafe fn store(self, p: *mut f32);
+    /// Adds each value to one of `WIDTH` f64.
+    unsafe fn add_to(self, p: *mut f64);
     /// `self + a · b`.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
     /// Turns `WIDTH` vectors of `WIDTH` values over.

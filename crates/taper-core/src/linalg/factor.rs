@@ -11,7 +11,10 @@
 //! tried; then α grows, step by step. What happened is in [`Damped`]; there is no other way out than an error.
 
 use super::{Ldl, Symmetric, kernel::Real, shrink};
-use crate::stats::{Gram, InputStats};
+use crate::{
+    kernel::pages,
+    stats::{Gram, InputStats},
+};
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -178,7 +181,7 @@ pub(super) fn correlations<T: Real, S: Sums>(
     alpha: f64,
 ) -> Vec<T> {
     let d = order.len();
-    let mut out = vec![T::ZERO; d * d];
+    let mut out = pages::filled(T::ZERO, d * d);
     let inverse: Vec<f64> = scales.iter().map(|&s| if s > 0.0 { 1.0 / s } else { 0.0 }).collect();
     out.par_chunks_mut((SQUARE * d).max(1)).enumerate().for_each(|(square, rows)| {
         let first = square * SQUARE;
