@@ -164,12 +164,9 @@ fn product<M: Mode>(kernels: &Kernels, w: &Tiles, mode: &M, x: &[f32], tokens: u
         tiles: &tiles,
         tokens,
     };
-    sheet::fill(tokens, w.rows, PANELS * LANES, w.cols * tokens / 2, |out| {
-        for start in (0..out.len).step_by(PANELS * LANES) {
-            let rows = (PANELS * LANES).min(out.len - start);
-            let c = walk.block((out.first + start) / LANES, rows.div_ceil(LANES));
-            out.gather(start, LANES, &c);
-        }
+    let block = PANELS * LANES;
+    sheet::gather(tokens, w.rows, [block, block, LANES], w.cols * tokens / 2, |place| {
+        walk.block(place.first / LANES, place.len.div_ceil(LANES))
     })
 }
 
