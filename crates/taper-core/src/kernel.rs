@@ -21,6 +21,7 @@
 pub mod aligned;
 pub mod conv;
 pub mod dense;
+pub mod fresh;
 pub mod gram;
 pub mod isa;
 pub mod lent;

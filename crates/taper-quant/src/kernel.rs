@@ -137,8 +137,10 @@ impl Stream {
 /// ([`tiles`]), so that vectors run across rows and no sum crosses lanes.
 pub(crate) struct Kernels {
     pub(crate) isa: Isa,
-    /// Most tokens of a tile; at most 12.
+    /// Most tokens of a tile of f32 or bf16; at most 12.
     pub(crate) tokens: usize,
+    /// As `tokens`, for integer products of nibbles and of anything else.
+    pub(crate) tokens_i8: [usize; 2],
     /// Codes of `out.len()` columns, one byte each; bytes that the row lacks count as 0.
     pub(crate) unpack: fn(row: &[u8], stream: Stream, out: &mut [u8]),
     /// Half to single precision.
@@ -159,10 +161,23 @@ pub(crate) struct Kernels {
     pub(crate) unpacks_along: bool,
     /// Sums of integer products, scaled segment by segment.
     pub(crate) tile_i8: fn(&TileI8<'_>, c: &mut Cells<'_>),
+    /// The same of codes wider than nibbles, for more tokens than one tile has; `None` where bytes are no slower.
+    pub(crate) wide: Option<Wide>,
     /// Up to twelve tokens times packed codes; `None` where that gains nothing.
     pub(crate) few_f32: Option<fn(&FewF32<'_>, c: &mut Cells<'_>)>,
     /// `c += a · panel`: `a` is `[columns, tokens]`, panels are `[columns, 16]`, `stride` values apart.
     pub(crate) tile_f32: fn(a: &[f32], panels: &[f32], stride: usize, c: &mut Cells<'_>),
+}
+
+/// Integer products of words of 16 bits: a code of a panel and a rounded activation each take two bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Wide {
+    /// Most tokens of a tile.
+    pub(crate) tokens: usize,
+    /// Codes of a panel, `[quads, 2, 16, 2]` words: of each quad the columns 0 and 2, then 1 and 3.
+    pub(crate) expand: fn(&Expand<'_>, out: &mut [u8]),
+    /// As [`Kernels::tile_i8`], with activations `[quads, tokens, 2, 2]`.
+    pub(crate) tile: fn(&TileI8<'_>, c: &mut Cells<'_>),
 }
 
 /// The inner loops of bf16 products.

@@ -1,7 +1,7 @@
 //! Encoding and decoding: f32 values to packed weights and back.
 //!
-//! Decoding is measured twice: into memory that is there (`decode-`), and into a new tensor (`tensor-`), where the
-//! system's zeroing of fresh pages is most of the time.
+//! Decoding is measured twice: into the memory of an earlier decoding (`decode-`), as who decodes again and again does it, and
+//! into a new tensor (`tensor-`), where the system's zeroing of fresh pages is most of the time.
 
 use std::sync::Arc;
 use taper::{
@@ -11,7 +11,10 @@ use taper::{
         quantized::{GgmlDType, QTensor},
     },
     quant::{Fit, IntLayout, Nf4Scheme, PackedInt, PackedNf4, Search, codec::bitsandbytes_nf4::ValueType},
-    weight::{rows::dense_into, to_f32_vec},
+    weight::{
+        rows::{dense_into, dense_slice},
+        to_f32_vec,
+    },
 };
 use taper_benches::matrix::normalised_mse;
 
@@ -93,6 +96,13 @@ impl Packed {
         }
     }
 
+    fn values(&self) -> Vec<f32> {
+        match self {
+            Self::Int(weight) => dense_slice(weight),
+            Self::Nf4(weight) => dense_slice(weight),
+        }
+    }
+
     fn decode(&self, out: &mut [f32]) {
         match self {
             Self::Int(weight) => dense_into(weight, out),
@@ -139,7 +149,8 @@ fn dequantizer(shelf: &Shelf, dtype: GgmlDType) -> Result<Contender, Failed> {
 fn decode(format: Format, peer: GgmlDType, target: Target) -> Spec {
     Spec::new(format!("decode-{}", format.name()), SHAPE, 0, move |shelf| {
         let packed = Packed::of(shelf, format)?;
-        let mut out = vec![0f32; VALUES];
+        let mut out = packed.values();
+        out.fill(f32::NAN);
         packed.decode(&mut out);
         let error = check::within("taper", normalised_mse(&shelf.values(SHAPE)?, &out), bound(format))?;
         let bytes = packed.weight().nbytes();

@@ -217,12 +217,8 @@ fn by_plan<P: Plan>(plan: &P, x: &[P::X], shape: Shape) -> Vec<f32> {
     let sizes = tiles(shape.tokens, most);
     let a = pack::<P>(x, shape.cols, &sizes);
     let together = together(sizes.len());
-    sheet::fill(shape.tokens, shape.rows, lanes, cost, |out| {
-        for start in (0..out.len).step_by(together * lanes) {
-            let count = (together * lanes).min(out.len - start);
-            let c = panels(plan, &a, &sizes, shape, (out.first + start, count));
-            out.gather(start, lanes, &c);
-        }
+    sheet::gather(shape.tokens, shape.rows, [together * lanes, lanes, lanes], cost, |place| {
+        panels(plan, &a, &sizes, shape, (place.first, place.len))
     })
 }
 

@@ -12,6 +12,8 @@
 use rayon::prelude::*;
 use std::{fmt, marker::PhantomData, ops::Deref};
 
+use super::fresh::ask_for_large_pages;
+
 /// Multiplications below which a second thread costs more than it brings.
 const ALONE: usize = 1 << 18;
 
@@ -23,7 +25,7 @@ struct Sheet<'a, T> {
     of: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a `Sheet` is only used through `Stretch`, and stretches of different tasks do not overlap (see `fill`).
+// SAFETY: a `Sheet` is only used through `Stretch` and `put`, and what different tasks write does not overlap (see `deal`).
 unsafe impl<T: Send> Sync for Sheet<'_, T> {}
 
 /// Where a [`Stretch`] lies.
@@ -68,22 +70,6 @@ impl<T> Stretch<'_, T> {
     }
 }
 
-impl<T: Copy> Stretch<'_, T> {
-    /// Takes `[panels, tokens, lanes]` values: panel `p` has the rows from `start + p · lanes` on, as far as there are some.
-    ///
-    /// Token by token, because each token's rows lie in a page of their own.
-    pub fn gather(&mut self, start: usize, lanes: usize, panels: &[T]) {
-        let (tokens, len) = (self.sheet.tokens, self.place.len);
-        for token in 0..tokens {
-            let out = &mut self.of(token)[start..len.min(start + panels.len() / tokens)];
-            let values = panels.chunks_exact(lanes).skip(token).step_by(tokens);
-            for (out, values) in out.chunks_mut(lanes).zip(values) {
-                out.copy_from_slice(&values[..out.len()]);
-            }
-        }
-    }
-}
-
 /// Computes a `[tokens, rows]` result in stretches of a multiple of `unit` rows; a row costs `cost` multiplications.
 ///
 /// Small results stay on this thread, others are cut for the threads of rayon's current pool. `work` must not depend on
@@ -97,20 +83,73 @@ pub fn fill<T: Copy + Default + Send>(
 ) -> Vec<T> {
     let mut values = vec![T::default(); tokens * rows];
     let sheet = Sheet { values: values.as_mut_ptr(), tokens, rows, of: PhantomData };
+    deal(rows, [unit, unit], cost, |place| work(&mut Stretch { sheet: &sheet, place }));
+    values
+}
+
+/// Computes a `[tokens, rows]` result in blocks of up to `block` rows, a multiple of `unit`, which is a multiple of `lanes`.
+///
+/// `work` gives the values of a block, `[panels, tokens, lanes]`: panel `p` has its rows from `p · lanes` on, as far as there
+/// are some. They are copied to memory that nobody has touched, token by token, because each token's rows lie in a page of
+/// their own. Threads as for [`fill`]. Panics where a block has another number of values.
+pub fn gather<T: Copy + Send, B: Deref<Target = [T]>>(
+    tokens: usize,
+    rows: usize,
+    [block, unit, lanes]: [usize; 3],
+    cost: usize,
+    work: impl Fn(Place) -> B + Sync,
+) -> Vec<T> {
+    let mut values = Vec::with_capacity(tokens * rows);
+    ask_for_large_pages(values.spare_capacity_mut());
+    let sheet = Sheet { values: values.as_mut_ptr(), tokens, rows, of: PhantomData };
+    deal(rows, [block, unit], cost, |stretch| {
+        for start in (0..stretch.len).step_by(block) {
+            let place = Place { first: stretch.first + start, len: block.min(stretch.len - start) };
+            sheet.put(place, lanes, &work(place));
+        }
+    });
+    // SAFETY: blocks cover all rows, and `put` wrote all tokens of each.
+    unsafe { values.set_len(tokens * rows) };
+    values
+}
+
+impl<T: Copy> Sheet<'_, T> {
+    /// Writes a block, see [`gather`].
+    fn put(&self, place: Place, lanes: usize, panels: &[T]) {
+        let count = place.len.div_ceil(lanes);
+        assert_eq!(panels.len(), count * self.tokens * lanes, "values of a block");
+        assert!(place.first + place.len <= self.rows, "rows of a block");
+        for token in 0..self.tokens {
+            for p in 0..count {
+                let row = p * lanes;
+                let values = &panels[(p * self.tokens + token) * lanes..][..lanes.min(place.len - row)];
+                // SAFETY: these rows lie within the memory of the sheet, and no other block has them.
+                unsafe {
+                    let out = self.values.add(token * self.rows + place.first + row);
+                    out.copy_from_nonoverlapping(values.as_ptr(), values.len());
+                }
+            }
+        }
+    }
+}
+
+/// Cuts rows into stretches of whole `unit`s, and of at least a `block` where there are many, and deals them out.
+///
+/// Many stretches per thread, each to be taken alone, even out what else the machine does: a thread that the system halts holds
+/// up one of them, not a share of all.
+fn deal(rows: usize, [block, unit]: [usize; 2], cost: usize, work: impl Fn(Place) + Sync) {
+    /// Multiplications that are enough for a stretch.
+    const ENOUGH: usize = 1 << 24;
     let threads = rayon::current_num_threads();
     if threads == 1 || rows.saturating_mul(cost) < ALONE {
-        work(&mut Stretch { sheet: &sheet, place: Place { first: 0, len: rows } });
-        return values;
+        return work(Place { first: 0, len: rows });
     }
-    // Many stretches per thread, each to be taken alone, even out what else the machine does: a thread that the system halts
-    // holds up one of them, not a share of all.
-    let units = rows.div_ceil(unit);
-    let each = units.div_ceil(threads * 16).max(1) * unit;
+    let enough = (ENOUGH / (unit * cost.max(1))).max(block / unit);
+    let each = rows.div_ceil(unit).div_ceil(threads * 16).min(enough).max(1) * unit;
     (0..rows.div_ceil(each)).into_par_iter().with_max_len(1).for_each(|task| {
         let first = task * each;
-        work(&mut Stretch { sheet: &sheet, place: Place { first, len: each.min(rows - first) } });
+        work(Place { first, len: each.min(rows - first) });
     });
-    values
 }
 
 /// Computes `planes` results of `size` values, one after another in memory; each costs `cost` multiplications.
@@ -160,6 +199,38 @@ mod tests {
                 assert_eq!(threads.run(|| numbered(tokens, rows, unit)), expected);
             }
         }
+    }
+
+    #[test]
+    fn blocks_are_copied_to_where_their_rows_belong() {
+        for threads in [1, 2, 3] {
+            let threads = Threads::new(NonZero::new(threads).unwrap()).unwrap();
+            for (tokens, rows, sizes) in [
+                (1, 1, [16; 3]),
+                (3, 1000, [64, 64, 16]),
+                (2, 33, [64, 16, 16]),
+                (0, 5, [4; 3]),
+                (4, 0, [4; 3]),
+            ] {
+                let block = |place: Place| -> Vec<f32> {
+                    let lanes = sizes[2];
+                    assert!(place.first.is_multiple_of(sizes[1]) && place.len <= sizes[0]);
+                    let value = |i: usize| {
+                        let (panel, token, lane) = (i / lanes / tokens, i / lanes % tokens, i % lanes);
+                        (token * rows + place.first + panel * lanes + lane) as f32
+                    };
+                    (0..place.len.div_ceil(lanes) * tokens * lanes).map(value).collect()
+                };
+                let expected: Vec<f32> = (0..tokens * rows).map(|i| i as f32).collect();
+                assert_eq!(threads.run(|| gather(tokens, rows, sizes, ALONE, block)), expected);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "values of a block")]
+    fn a_block_of_another_size_is_refused() {
+        gather(2, 20, [16; 3], 1, |_| vec![0f32; 7]);
     }
 
     #[test]

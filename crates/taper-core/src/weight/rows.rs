@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor, b
 use rayon::prelude::*;
 
 use super::{Weight, last_dim_is};
-use crate::{Error, Result};
+use crate::{Error, Result, kernel::fresh};
 
 /// A matrix (or anything flattened to one) that decodes row by row.
 pub trait Rows: Clone + Send + Sync + 'static {
@@ -117,16 +117,17 @@ const STRETCH: usize = 1 << 14;
 /// The dense values, row-major.
 #[must_use]
 pub fn dense_slice<R: Rows>(weight: &R) -> Vec<f32> {
-    // Fresh zeroed memory is not touched before the threads write to it.
-    let mut out = vec![0f32; weight.rows() * weight.cols()];
-    dense_into(weight, &mut out);
-    out
+    let cols = weight.cols().max(1);
+    let together = STRETCH.div_ceil(cols);
+    fresh::filled(weight.rows() * weight.cols(), together * cols, |i, out| {
+        weight.decode_rows(i * together, out)
+    })
 }
 
 /// Writes the dense values, row-major, to memory of the caller's: `rows · cols` values.
 ///
-/// Decoding is often slower for the pages of new memory than for the values; a caller that decodes again and again
-/// keeps its buffer.
+/// New memory takes the system longer to provide than decoding takes: a caller that decodes again and again keeps the
+/// vector of a first [`dense_slice`].
 pub fn dense_into<R: Rows>(weight: &R, out: &mut [f32]) {
     let cols = weight.cols().max(1);
     let together = STRETCH.div_ceil(cols);

@@ -1,18 +1,19 @@
 //! AVX2 with FMA and F16C: what nearly every x86-64 machine of the last ten years has.
 //!
-//! Integer products: nibbles by `maddubs`, whose pairs cannot overflow 16 bits as long as codes stay below 128; bytes are
-//! widened to 16 bits first. Machines with AVX-VNNI do either in one instruction.
+//! Integer products are sums of 16 bits first, of factors below 16. Machines with AVX-VNNI need no such detour.
 //!
-//! Neighbours: [`integers`] and [`floats`] multiply; loops that compilers vectorise are [`scalar`]'s own.
+//! Neighbours: [`integers`], [`wide`], [`vnni`] and [`floats`] multiply; loops that compilers vectorise are [`scalar`]'s own.
 
 pub(super) mod encode;
 mod floats;
 mod integers;
+mod vnni;
+mod wide;
 
 use half::f16;
 use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
 
-use super::{Expand, ExpandFloat, Isa, Kernels, Stream, scalar};
+use super::{Expand, ExpandFloat, Isa, Kernels, Stream, Wide, scalar};
 
 /// For machines with every feature that the functions of this folder enable, those of [`Isa::Avx2`].
 pub(super) fn table() -> &'static Kernels {
@@ -22,6 +23,7 @@ pub(super) fn table() -> &'static Kernels {
 static TABLE: Kernels = Kernels {
     isa: Isa::Avx2,
     tokens: 6,
+    tokens_i8: integers::TOKENS,
     // SAFETY: this table is only handed out after the features were detected, here and below.
     unpack: |row, stream, out| unsafe { unpack(row, stream, out) },
     // SAFETY: as above.
@@ -40,6 +42,13 @@ static TABLE: Kernels = Kernels {
     unpacks_along: true,
     // SAFETY: as above.
     tile_i8: |job, c| unsafe { integers::tile_i8(job, c) },
+    wide: Some(Wide {
+        tokens: wide::TOKENS,
+        // SAFETY: as above.
+        expand: |job, out| unsafe { wide::expand(job, out) },
+        // SAFETY: as above.
+        tile: |job, c| unsafe { wide::tile_i8(job, c) },
+    }),
     few_f32: None,
     // SAFETY: as above.
     tile_f32: |a, panels, stride, c| unsafe { floats::tile_f32(a, panels, stride, c) },
@@ -47,7 +56,9 @@ static TABLE: Kernels = Kernels {
 
 static WITH_VNNI: Kernels = Kernels {
     // SAFETY: as above, and AVX-VNNI as well.
-    tile_i8: |job, c| unsafe { integers::tile_i8_vnni(job, c) },
+    tile_i8: |job, c| unsafe { vnni::tile_i8(job, c) },
+    tokens_i8: vnni::TOKENS,
+    wide: None,
     ..TABLE
 };
 

@@ -52,6 +52,7 @@ use by_tokens;
 static TABLE: Kernels = Kernels {
     isa: Isa::Avx512,
     tokens: 12,
+    tokens_i8: [12; 2],
     // SAFETY: this table is only handed out after the features were detected, here and below.
     unpack: |row, stream, out| unsafe { unpack(row, stream, out) },
     // SAFETY: as above.
@@ -70,6 +71,7 @@ static TABLE: Kernels = Kernels {
     unpacks_along: true,
     // SAFETY: as above.
     tile_i8: |job, c| unsafe { integers::tile_i8(job, c) },
+    wide: None,
     // SAFETY: as above.
     few_f32: Some(|job, c| unsafe { floats::few_f32(job, c) }),
     // SAFETY: as above.

@@ -11,6 +11,9 @@ use std::sync::Arc;
 
 use super::{Kernels, Levels, Stream};
 
+/// Columns that are unpacked, then decoded: few enough that the machine unpacks the next while it still writes these.
+const PIECE: usize = 256;
+
 /// Scales as they are stored.
 #[derive(Clone, Copy)]
 pub(crate) enum ScaleSource<'a> {
@@ -99,24 +102,45 @@ impl Matrix<'_> {
 
     /// Writes decoded rows from `first` on.
     pub(crate) fn decode_rows(&self, kernels: &Kernels, first: usize, out: &mut [f32]) {
-        let mut codes = vec![0u8; self.cols];
+        let mut codes = vec![0u8; if self.column_groups.is_some() { self.cols } else { PIECE }];
         let (mut scales, mut centers) = (vec![0f32; self.groups], vec![0f32; self.groups]);
         for (i, out) in out.chunks_exact_mut(self.cols.max(1)).enumerate() {
             let row = first + i;
             self.grids.scales(kernels, self.groups, row, &mut scales);
             self.grids.centers(self.groups, row, &mut centers);
-            self.unpack(kernels, row, 0, &mut codes);
             if let Some(groups) = self.column_groups {
+                self.unpack(kernels, row, 0, &mut codes);
                 for ((out, code), &g) in out.iter_mut().zip(&codes).zip(groups) {
                     *out = (f32::from(*code) - centers[g as usize]) * scales[g as usize];
                 }
                 continue;
             }
-            for (g, (out, codes)) in out.chunks_mut(self.span).zip(codes.chunks(self.span)).enumerate() {
-                match self.levels {
-                    Levels::Integers => (kernels.decode)(codes, centers[g], scales[g], out),
-                    Levels::Table(table) => (kernels.lookup)(codes, table, scales[g], out),
-                }
+            for (i, out) in out.chunks_mut(PIECE).enumerate() {
+                let codes = &mut codes[..out.len()];
+                self.unpack(kernels, row, i * PIECE, codes);
+                self.decode_piece(kernels, i * PIECE, codes, (&scales, &centers), out);
+            }
+        }
+    }
+
+    /// Decodes the codes of columns from `start` on, group by group.
+    fn decode_piece(
+        &self,
+        kernels: &Kernels,
+        start: usize,
+        codes: &[u8],
+        (scales, centers): (&[f32], &[f32]),
+        out: &mut [f32],
+    ) {
+        let mut at = 0;
+        while at < out.len() {
+            let g = (start + at) / self.span;
+            let range = at..out.len().min((g + 1) * self.span - start);
+            at = range.end;
+            let (codes, out) = (&codes[range.clone()], &mut out[range]);
+            match self.levels {
+                Levels::Integers => (kernels.decode)(codes, centers[g], scales[g], out),
+                Levels::Table(table) => (kernels.lookup)(codes, table, scales[g], out),
             }
         }
     }

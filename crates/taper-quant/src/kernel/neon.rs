@@ -21,6 +21,7 @@ pub(super) fn table() -> &'static Kernels {
 static TABLE: Kernels = Kernels {
     isa: Isa::Neon,
     tokens: 6,
+    tokens_i8: [6; 2],
     // SAFETY: this table is only handed out after NEON was detected, here and below.
     tile_i8: |job, c| unsafe { integers::tile_i8(job, c) },
     // SAFETY: as above.

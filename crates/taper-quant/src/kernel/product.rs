@@ -37,12 +37,10 @@ pub(crate) trait Mode: Sync {
     type Tile: Send + Sync;
 
     /// Columns of a run.
-    const DEPTH: usize;
+    fn depth(&self) -> usize;
 
-    /// Most tokens of a tile, of `tokens` in all; the table of kernels may allow fewer.
-    fn together(&self, tokens: usize) -> usize {
-        tokens
-    }
+    /// Most tokens of a tile, of `tokens` in all.
+    fn together(&self, tokens: usize) -> usize;
 
     /// Packs activations `[tokens, padded columns]`.
     fn tile(&self, x: &[f32], tokens: usize) -> Self::Tile;
@@ -110,11 +108,11 @@ fn tile_sizes(tokens: usize, most: usize) -> Vec<usize> {
     (0..count).map(|i| (i + 1) * tokens / count - i * tokens / count).collect()
 }
 
-/// Tokens of a tile where the sums of short groups are scaled so often that they must stay in registers, beside the integer
-/// or unscaled ones.
-fn held(w: &Tiles, tokens: usize) -> usize {
+/// Tokens of a tile that may have `most`: half of twelve where the sums of short groups are scaled so often that they must
+/// stay in registers, beside the integer or unscaled ones.
+fn held(w: &Tiles, tokens: usize, most: usize) -> usize {
     let short = w.segments.len() > 1 && w.segments.iter().all(|segment| segment.len <= 64);
-    if tokens > 12 && short { 6 } else { tokens }
+    if most == 12 && tokens > most && short { 6 } else { most }
 }
 
 /// Activations in the order of the tiles, every segment padded with zeros: `[tokens, padded]`.
@@ -144,7 +142,7 @@ fn product<M: Mode>(kernels: &Kernels, w: &Tiles, mode: &M, x: &[f32], tokens: u
         return vec![0.0; w.rows * tokens];
     }
     let x = arranged(w, x);
-    let sizes = tile_sizes(tokens, kernels.tokens.min(mode.together(tokens)));
+    let sizes = tile_sizes(tokens, mode.together(tokens));
     let mut rest = &x[..];
     let mut parts = Vec::with_capacity(sizes.len());
     for &size in &sizes {
@@ -161,17 +159,14 @@ fn product<M: Mode>(kernels: &Kernels, w: &Tiles, mode: &M, x: &[f32], tokens: u
         kernels,
         w,
         mode,
-        runs: runs(&w.segments, if direct && tiles.len() == 1 { usize::MAX } else { M::DEPTH }),
+        runs: runs(&w.segments, if direct && tiles.len() == 1 { usize::MAX } else { mode.depth() }),
         sizes: &sizes,
         tiles: &tiles,
         tokens,
     };
-    sheet::fill(tokens, w.rows, PANELS * LANES, w.cols * tokens / 2, |out| {
-        for start in (0..out.len).step_by(PANELS * LANES) {
-            let rows = (PANELS * LANES).min(out.len - start);
-            let c = walk.block((out.first + start) / LANES, rows.div_ceil(LANES));
-            out.gather(start, LANES, &c);
-        }
+    let block = PANELS * LANES;
+    sheet::gather(tokens, w.rows, [block, block, LANES], w.cols * tokens / 2, |place| {
+        walk.block(place.first / LANES, place.len.div_ceil(LANES))
     })
 }
 

@@ -16,6 +16,7 @@ use crate::{pack, scheme::Bits};
 pub(crate) static TABLE: Kernels = Kernels {
     isa: Isa::Scalar,
     tokens: 4,
+    tokens_i8: [4; 2],
     unpack,
     widen,
     decode,
@@ -26,6 +27,7 @@ pub(crate) static TABLE: Kernels = Kernels {
     bf16: None,
     unpacks_along: false,
     tile_i8,
+    wide: None,
     few_f32: None,
     tile_f32,
 };

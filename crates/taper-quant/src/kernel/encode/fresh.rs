@@ -14,6 +14,8 @@ use std::{
     },
 };
 
+use taper_core::kernel::fresh::ask_for_large_pages;
+
 /// Memory of `len` elements before and after it is filled.
 ///
 /// # Safety
@@ -89,7 +91,9 @@ impl<M> Fresh<M> {
     where
         M: Memory<T>,
     {
-        Self { memory: M::new(len), cleared: AtomicUsize::new(0) }
+        let mut memory = M::new(len);
+        ask_for_large_pages(memory.slice());
+        Self { memory, cleared: AtomicUsize::new(0) }
     }
 
     /// Pieces of `size` elements, the last one shorter where it does not divide the length.

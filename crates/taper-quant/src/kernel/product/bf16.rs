@@ -56,10 +56,12 @@ impl Mode for Halves<'_> {
     type Tile = Tile;
 
     /// Four panels are 128 KiB, a tile of twelve tokens 24 KiB.
-    const DEPTH: usize = 1024;
+    fn depth(&self) -> usize {
+        1024
+    }
 
     fn together(&self, tokens: usize) -> usize {
-        held(self.w, tokens)
+        held(self.w, tokens, self.kernels.tokens)
     }
 
     fn tile(&self, x: &[f32], tokens: usize) -> Tile {

@@ -108,7 +108,13 @@ impl Mode for Floats<'_> {
     type Tile = Tile;
 
     /// Four panels are 128 KiB, a tile of twelve tokens 24 KiB.
-    const DEPTH: usize = 512;
+    fn depth(&self) -> usize {
+        512
+    }
+
+    fn together(&self, _: usize) -> usize {
+        self.kernels.tokens
+    }
 
     fn tile(&self, x: &[f32], tokens: usize) -> Tile {
         Tile { a: by_column(x, tokens), tokens }

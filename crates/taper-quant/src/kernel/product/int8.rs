@@ -17,7 +17,7 @@ use super::{Cells, Job, Mode, Panel, held, product};
 use crate::{
     fit::ROUND,
     kernel::{
-        ActivationScale, CodeForm, Expand, Kernels, PanelCodes, TileI8,
+        ActivationScale, CodeForm, Expand, Kernels, PanelCodes, TileI8, Wide,
         tiles::{LANES, Tiles},
     },
 };
@@ -31,7 +31,10 @@ pub(crate) fn rounded(
     scale: ActivationScale,
 ) -> Vec<f32> {
     let table = w.table.map(|levels| levels.map(|level| (128.0 + (127.0 * level).round()) as u8));
-    product(kernels, w, &Bytes { kernels, w, table, scale }, x, tokens)
+    let mut bytes = Bytes { kernels, w, table, scale, wide: None };
+    let nibbles = matches!(bytes.form(), Some(CodeForm::Nibbles));
+    bytes.wide = kernels.wide.filter(|_| !nibbles && tokens > 2 * bytes.together(tokens));
+    product(kernels, w, &bytes, x, tokens)
 }
 
 struct Bytes<'a> {
@@ -39,11 +42,13 @@ struct Bytes<'a> {
     w: &'a Tiles,
     table: Option<[u8; 16]>,
     scale: ActivationScale,
+    /// Set where products are of words.
+    wide: Option<Wide>,
 }
 
 /// Rounded activations of some tokens.
 pub(crate) struct Tile {
-    /// `[quads, tokens, 4]`.
+    /// `[quads, tokens, 4]`, or as [`Wide`] wants them.
     a: Aligned<i8>,
     /// `[segments, tokens]`.
     steps: Vec<f32>,
@@ -68,6 +73,11 @@ impl Bytes<'_> {
         if self.table.is_some() { 128 } else { self.w.offset.into() }
     }
 
+    /// Bytes of a code and of a rounded activation.
+    fn width(&self) -> usize {
+        if self.wide.is_some() { 2 } else { 1 }
+    }
+
     fn round(&self, x: &[f32], out: &mut [i8]) -> f32 {
         match self.scale {
             ActivationScale::Dynamic => (self.kernels.quantize)(x, out),
@@ -83,21 +93,33 @@ impl Bytes<'_> {
     }
 }
 
+/// A quad as words, even columns first.
+fn words([a0, a1, a2, a3]: [i8; 4]) -> [i8; 8] {
+    bytemuck::cast([a0, a2, a1, a3].map(i16::from))
+}
+
 impl Mode for Bytes<'_> {
     type Word = u8;
     type Tile = Tile;
 
     /// Panels of 16 KiB, of which two stay near while tokens pass.
-    const DEPTH: usize = 1024;
+    fn depth(&self) -> usize {
+        1024
+    }
 
     fn together(&self, tokens: usize) -> usize {
-        held(self.w, tokens)
+        if let Some(wide) = self.wide {
+            return wide.tokens;
+        }
+        let [nibbles, others] = self.kernels.tokens_i8;
+        let most = if matches!(self.form(), Some(CodeForm::Nibbles)) { nibbles } else { others };
+        held(self.w, tokens, most)
     }
 
     fn tile(&self, x: &[f32], tokens: usize) -> Tile {
         let (padded, segments) = (self.w.padded, &self.w.segments);
         let mut tile = Tile {
-            a: Aligned::zeros(padded * tokens),
+            a: Aligned::zeros(padded * tokens * self.width()),
             steps: vec![0.0; segments.len() * tokens],
             starts: vec![0; segments.len() * tokens],
             tokens,
@@ -114,14 +136,21 @@ impl Mode for Bytes<'_> {
                 let sum: i32 = a.iter().map(|&a| i32::from(a)).sum();
                 tile.starts[s * tokens + t] = -sum * factor;
             }
-            let out = tile.a.as_chunks_mut::<4>().0.iter_mut().skip(t).step_by(tokens);
-            out.zip(bytes.as_chunks::<4>().0).for_each(|(out, quad)| *out = *quad);
+            let quads = bytes.as_chunks::<4>().0;
+            if self.wide.is_some() {
+                let out = tile.a.as_chunks_mut::<8>().0.iter_mut().skip(t).step_by(tokens);
+                out.zip(quads).for_each(|(out, quad)| *out = words(*quad));
+            } else {
+                let out = tile.a.as_chunks_mut::<4>().0.iter_mut().skip(t).step_by(tokens);
+                out.zip(quads).for_each(|(out, quad)| *out = *quad);
+            }
         }
         tile
     }
 
     fn words(&self, columns: usize, tiles: &[usize]) -> usize {
         match self.form() {
+            _ if self.wide.is_some() => columns * LANES * self.width(),
             Some(CodeForm::Bytes) => 0,
             Some(_) if tiles.len() == 1 || self.kernels.unpacks_along => 0,
             _ => columns * LANES,
@@ -131,11 +160,12 @@ impl Mode for Bytes<'_> {
     fn expand(&self, panel: &Panel<'_>, out: &mut [u8]) {
         let codes = self.w.codes_from(panel.index, panel.run.columns.start);
         let codes = &codes[..panel.run.columns.len() * LANES * self.w.bits / 8];
-        (self.kernels.expand)(&Expand { codes, bits: self.w.bits, table: self.table.as_ref() }, out);
+        let expand = self.wide.map_or(self.kernels.expand, |wide| wide.expand);
+        expand(&Expand { codes, bits: self.w.bits, table: self.table.as_ref() }, out);
     }
 
     fn multiply(&self, job: &Job<'_, Self>, c: &mut Cells<'_>) {
-        let (tokens, tile) = (job.tile.tokens, job.tile);
+        let (tokens, tile, width) = (job.tile.tokens, job.tile, self.width());
         let codes = match self.form() {
             Some(form) if job.stride == 0 => PanelCodes {
                 bytes: self.w.codes_from(job.index, job.run.columns.start),
@@ -151,10 +181,10 @@ impl Mode for Bytes<'_> {
             codes,
             quads: &job.run.quads,
             grids,
-            a: &tile.a[job.run.columns.start * tokens..job.run.columns.end * tokens],
+            a: &tile.a[job.run.columns.start * tokens * width..job.run.columns.end * tokens * width],
             starts: &tile.starts[segments.clone()],
             steps: &tile.steps[segments],
         };
-        (self.kernels.tile_i8)(&tile, c);
+        self.wide.map_or(self.kernels.tile_i8, |wide| wide.tile)(&tile, c);
     }
 }
