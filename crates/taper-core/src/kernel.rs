@@ -26,7 +26,6 @@ pub mod gram;
 pub mod isa;
 pub mod lent;
 pub mod multiply;
-pub mod pages;
 pub mod sheet;
 pub mod threads;
 

@@ -372,7 +372,7 @@ impl Products {
         }
         if let (Some(cross), true) = (&mut self.cross, !rows.is_empty() && rows.len() == originals.len()) {
             if cross.is_empty() {
-                *cross = kernel::pages::filled(0.0, inputs * inputs);
+                *cross = kernel::fresh::repeated(0.0, inputs * inputs);
             }
             kernel::gram::cross(originals, rows, inputs, cross);
         }

@@ -104,7 +104,9 @@ fn values_and_options_that_mean_nothing_are_errors() {
     assert!(encode(&[1.0, f32::NAN, 0.0, 2.0], usual).contains("not finite"));
     assert!(encode(&[1.0; 3], usual).contains("expected 4"));
     assert!(encode(&[1e38; 4], usual).contains("too large for f16"));
-    assert!(encode(&[1.0; 4], TrellisScheme { bits: 5.0, ..usual }).contains("1 to 4 bits"));
+    assert!(encode(&[1.0; 4], TrellisScheme { bits: 5.1, ..usual }).contains("1 to 5 bits"));
+    let most = TrellisScheme { bits: 6.1, state: StateBits::Twelve, ..usual };
+    assert!(encode(&[1.0; 4], most).contains("1 to 6 bits"));
     assert!(encode(&[1.0; 4], TrellisScheme { block: 12, ..usual }).contains("power of two"));
     assert!(encode(&[1.0; 4], TrellisScheme { damping: 0.0, ..usual }).contains("`damping`"));
     // Zeros are values like others.

@@ -12,7 +12,7 @@
 
 use super::{Ldl, Symmetric, kernel::Real, shrink};
 use crate::{
-    kernel::pages,
+    kernel::fresh,
     stats::{Gram, InputStats},
 };
 use rayon::prelude::*;
@@ -181,7 +181,7 @@ pub(super) fn correlations<T: Real, S: Sums>(
     alpha: f64,
 ) -> Vec<T> {
     let d = order.len();
-    let mut out = pages::filled(T::ZERO, d * d);
+    let mut out = fresh::repeated(T::ZERO, d * d);
     let inverse: Vec<f64> = scales.iter().map(|&s| if s > 0.0 { 1.0 / s } else { 0.0 }).collect();
     out.par_chunks_mut((SQUARE * d).max(1)).enumerate().for_each(|(square, rows)| {
         let first = square * SQUARE;

@@ -8,7 +8,7 @@
 
 use rayon::prelude::*;
 
-use crate::kernel::pages;
+use crate::kernel::fresh;
 
 /// A symmetric matrix of f64, as its lower triangle.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,7 +27,7 @@ impl Symmetric {
     /// Zeros, `[order, order]`.
     #[must_use]
     pub fn zeros(order: usize) -> Self {
-        Self { order, lower: pages::filled(0.0, triangle(order)) }
+        Self { order, lower: fresh::repeated(0.0, triangle(order)) }
     }
 
     /// The matrix of this lower triangle, row by row; `None` where its length is not that of a triangle of `order`.
