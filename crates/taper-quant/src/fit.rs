@@ -14,7 +14,7 @@ mod sums;
 mod tiles;
 
 pub(crate) use sums::{Levels, ROUND};
-pub(crate) use tiles::Tiles;
+pub(crate) use tiles::{Found, Tiles};
 
 pub use hqq::Hqq;
 pub use search::{ScaleSign, Search};
@@ -174,7 +174,10 @@ impl Fit {
         };
         let weights = one(&values[..span.min(values.len())]).repeated();
         let mut tiles = Tiles::new(Encoders::active(), number, method, span, weights.is_some());
-        let (spread, last) = (self.spread(scheme), out.len().saturating_sub(1));
+        let spread = self.spread(scheme);
+        let keep = |out: &mut [Grid], found: Found| {
+            out[found.place] = Grid { scale: found.scale, zero: found.zero as i32 };
+        };
         for (at, group) in groups().enumerate() {
             let (low, high) = one(group).extremes();
             out[at] = Grid::OF_ZEROS;
@@ -184,12 +187,11 @@ impl Fit {
                     tiles.put(at, group, weights.as_deref(), low, high);
                 }
             }
-            if tiles.full() || at == last {
-                tiles.run().for_each(|found| {
-                    out[found.place] = Grid { scale: found.scale, zero: found.zero as i32 };
-                });
+            if tiles.full() {
+                tiles.run().for_each(|found| keep(out, found));
             }
         }
+        tiles.finish().for_each(|found| keep(out, found));
         let unheld = out.iter().position(|grid| !spread.holds(grid.scale, grid.zero as f32));
         unheld.map_or(Ok(()), |at| Err((at, out[at].scale)))
     }

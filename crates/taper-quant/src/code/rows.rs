@@ -16,7 +16,7 @@ use std::mem::MaybeUninit;
 use super::{STRETCH, normalized};
 use crate::{
     Error, Result,
-    fit::{Fit, Grid, Sample, Tiles, search},
+    fit::{Fit, Found, Grid, Sample, Tiles, search},
     kernel::encode::{
         Codes, Encoders, Method, Number, Spread,
         fresh::{Fresh, Memory, Piece},
@@ -375,22 +375,28 @@ impl Work<'_> {
             return self.one_by_one(first, x, scales, zeros);
         }
         let mut tiles = Tiles::new(self.encoders, number, method, depth, self.weights.is_some());
-        for index in 0..scales.len() {
+        let mut unheld: Option<Found> = None;
+        let mut keep = |found: Found| {
+            (scales[found.place], zeros[found.place]) = (found.scale, found.zero);
+            // Groups are not found in their order.
+            let earlier = unheld.is_none_or(|known| found.place < known.place);
+            if earlier && !self.spread.holds(found.scale, found.zero) {
+                unheld = Some(found);
+            }
+        };
+        for index in 0..low.len() {
             if search::searchable(low[index], high[index]) {
                 let (x, weights) = self.group(x, index);
                 tiles.put(index, x, weights, low[index], high[index]);
             }
-            if tiles.full() || index + 1 == scales.len() {
-                for found in tiles.run() {
-                    (scales[found.place], zeros[found.place]) = (found.scale, found.zero);
-                    if !self.spread.holds(found.scale, found.zero) {
-                        let row = first + found.place / self.groups;
-                        return Err(Failure::Overflow { row, scale: found.scale });
-                    }
-                }
+            if tiles.full() {
+                tiles.run().for_each(&mut keep);
             }
         }
-        Ok(())
+        tiles.finish().for_each(&mut keep);
+        unheld.map_or(Ok(()), |found| {
+            Err(Failure::Overflow { row: first + found.place / self.groups, scale: found.scale })
+        })
     }
 
     /// The packed codes of some rows.

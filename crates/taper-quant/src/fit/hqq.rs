@@ -107,7 +107,10 @@ impl Hqq {
         let (number, method) = (Self::number(scheme), Method::HalfQuadratic(*self));
         let mut tiles = Tiles::new(Encoders::active(), number, method, length, weights.is_some());
         tiles.put(0, sample.values, weights.as_deref(), low, high);
-        Ok(tiles.run().next().map_or(spanning, |found| Grid { scale: found.scale, zero: found.zero as i32 }))
+        Ok(tiles
+            .finish()
+            .next()
+            .map_or(spanning, |found| Grid { scale: found.scale, zero: found.zero as i32 }))
     }
 
     /// The grid of a sample of any length, in f64.

@@ -95,7 +95,10 @@ impl Search {
         let (number, method) = (self.number(scheme), Method::Search { steps: self.steps });
         let mut tiles = Tiles::new(Encoders::active(), number, method, length, weights.is_some());
         tiles.put(0, values, weights.as_deref(), low, high);
-        Ok(tiles.run().next().map_or(spanning, |found| Grid { scale: found.scale, zero: found.zero as i32 }))
+        Ok(tiles
+            .finish()
+            .next()
+            .map_or(spanning, |found| Grid { scale: found.scale, zero: found.zero as i32 }))
     }
 
     /// What numbers the grids of a scheme make.

@@ -1,15 +1,18 @@
 //! Groups side by side, so that one search serves as many as a vector has lanes.
 //!
 //! ```text
-//! put, put, put, …   value i of lane l goes to [i, l]        run: one scale and zero point per lane
+//! put, put, put, …   value i of lane l goes to [i, l]        run: one scale and zero point per lane that is done
 //! ```
+//!
+//! A search is done with all lanes at once. Half-quadratic fits take from two steps to twenty: where one is done, its lane is
+//! free for the next group, and the others go on.
 //!
 //! Neighbours: the searches themselves are `kernel/encode/search.rs` and `kernel/encode/hqq.rs`.
 
-use crate::kernel::encode::{Encoders, Method, Number, Tile};
-
-/// Most lanes of any table.
-const LANES: usize = 16;
+use crate::kernel::encode::{
+    Encoders, LANES, Method, Number, Tile,
+    hqq::{Refining, Stage},
+};
 
 /// The grid that was found for a group.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +36,9 @@ pub(crate) struct Tiles {
     high: [f32; LANES],
     counts: [f32; LANES],
     places: [usize; LANES],
-    filled: usize,
+    /// Lanes whose groups wait.
+    taken: [bool; LANES],
+    refining: Refining,
 }
 
 impl Tiles {
@@ -46,49 +51,82 @@ impl Tiles {
         weighted: bool,
     ) -> Self {
         let zeros = || vec![0f32; depth * encoders.lanes];
-        let (low, high, counts, places) = ([0f32; LANES], [0f32; LANES], [1f32; LANES], [0; LANES]);
         let weights = weighted.then(zeros);
-        Self { encoders, number, method, values: zeros(), weights, low, high, counts, places, filled: 0 }
+        Self {
+            encoders,
+            number,
+            method,
+            values: zeros(),
+            weights,
+            low: [0.0; LANES],
+            high: [0.0; LANES],
+            counts: [1.0; LANES],
+            places: [0; LANES],
+            taken: [false; LANES],
+            refining: Refining::default(),
+        }
     }
 
     /// Adds a group whose values lie between `low` and `high`; there is room for it.
     pub(crate) fn put(&mut self, place: usize, x: &[f32], weights: Option<&[f32]>, low: f32, high: f32) {
-        let lane = self.filled;
+        let lane = self.taken.iter().position(|taken| !taken).unwrap_or_default();
         column(&mut self.values, self.encoders.lanes, lane, x);
         if let (Some(all), Some(weights)) = (&mut self.weights, weights) {
             column(all, self.encoders.lanes, lane, weights);
         }
         (self.low[lane], self.high[lane], self.counts[lane]) = (low, high, x.len() as f32);
-        self.places[lane] = place;
-        self.filled += 1;
+        (self.places[lane], self.taken[lane]) = (place, true);
+        self.refining.stages[lane] = Stage::Fresh;
     }
 
     /// True where no group has room.
     pub(crate) fn full(&self) -> bool {
-        self.filled == self.encoders.lanes
+        self.taken[..self.encoders.lanes].iter().all(|taken| *taken)
     }
 
-    /// Searches the groups that wait; those of which no candidate could be judged are not among the result.
+    /// Searches the groups that wait until there is room for another; those of which no candidate could be judged are not
+    /// among the result.
     pub(crate) fn run(&mut self) -> impl Iterator<Item = Found> + use<> {
         let (mut scales, mut zeros) = ([0f32; LANES], [0f32; LANES]);
-        let filled = std::mem::take(&mut self.filled);
-        if filled > 0 {
+        let mut done = [false; LANES];
+        if self.taken.contains(&true) {
             // What earlier groups left in other lanes is searched again, and not looked at.
             let tile = Tile {
                 number: self.number,
-                method: self.method,
                 values: &self.values,
                 weights: self.weights.as_deref(),
                 low: &self.low,
                 high: &self.high,
                 counts: &self.counts,
             };
-            (self.encoders.search)(&tile, &mut scales, &mut zeros);
+            match self.method {
+                Method::Search { steps } => {
+                    (self.encoders.search)(&tile, steps, &mut scales, &mut zeros);
+                    done = self.taken;
+                }
+                Method::HalfQuadratic(how) => {
+                    (self.encoders.refine)(&tile, how, &mut self.refining, &mut scales, &mut zeros);
+                    for ((done, taken), stage) in done.iter_mut().zip(self.taken).zip(self.refining.stages) {
+                        *done = taken && stage == Stage::Done;
+                    }
+                }
+            }
+            self.taken.iter_mut().zip(done).for_each(|(taken, done)| *taken &= !done);
         }
         let places = self.places;
-        (0..filled)
+        (0..LANES)
+            .filter(move |&lane| done[lane])
             .map(move |lane| Found { place: places[lane], scale: scales[lane], zero: zeros[lane] })
             .filter(|found| found.scale != 0.0)
+    }
+
+    /// Searches all groups that wait.
+    pub(crate) fn finish(&mut self) -> impl Iterator<Item = Found> + use<> {
+        let mut all = Vec::new();
+        while self.taken.contains(&true) {
+            all.extend(self.run());
+        }
+        all.into_iter()
     }
 }
 

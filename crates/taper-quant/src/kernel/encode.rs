@@ -27,9 +27,12 @@ use crate::{
     scheme::{Bits, ScaleType},
 };
 
+/// Most lanes of any table.
+pub(crate) const LANES: usize = 16;
+
 /// The steps of encoding, for one instruction set.
 pub(crate) struct Encoders {
-    /// Groups that are searched side by side; at most 16.
+    /// Groups that are searched side by side; at most [`LANES`].
     pub(crate) lanes: usize,
     /// Half to single precision.
     pub(crate) widen_f16: fn(&[f16], out: &mut [f32]),
@@ -41,8 +44,11 @@ pub(crate) struct Encoders {
     pub(crate) extremes: fn(x: &[f32], span: usize, low: &mut [f32], high: &mut [f32]) -> bool,
     /// The grids that spread codes over extremes; false where the scale of one does not fit its type.
     pub(crate) grids: Grids,
-    /// The searched grids of `lanes` groups; a scale of 0 where no candidate could be judged.
-    pub(crate) search: fn(&Tile<'_>, scales: &mut [f32], zeros: &mut [f32]),
+    /// The searched grids of `lanes` groups, over so many candidates on the coarse grid; a scale of 0 where no candidate could be
+    /// judged.
+    pub(crate) search: fn(&Tile<'_>, steps: u16, scales: &mut [f32], zeros: &mut [f32]),
+    /// Half-quadratic fits of `lanes` groups, until one of those in progress is done: its grid, as above.
+    pub(crate) refine: fn(&Tile<'_>, Hqq, &mut hqq::Refining, scales: &mut [f32], zeros: &mut [f32]),
     /// The codes of runs of `span` values, each on its grid, one byte each.
     pub(crate) codes: fn(&Codes<'_>, x: &[f32], out: &mut [u8]),
     /// Codes as a stream of bits, low bits first; the rest of `out` becomes 0.
@@ -126,7 +132,6 @@ pub(crate) enum Method {
 #[derive(Debug)]
 pub(crate) struct Tile<'a> {
     pub(crate) number: Number,
-    pub(crate) method: Method,
     pub(crate) values: &'a [f32],
     /// How much each value matters; zeros where groups are filled up.
     pub(crate) weights: Option<&'a [f32]>,
@@ -147,6 +152,7 @@ static SCALAR: Encoders = Encoders {
     extremes: plain::extremes::<f32>,
     grids: plain::grids,
     search: search::search::<f32>,
+    refine: hqq::refine::<f32>,
     codes: plain::codes::<f32>,
     pack: plain::pack,
     levels: plain::levels::<f32>,

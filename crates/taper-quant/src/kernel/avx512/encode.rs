@@ -23,9 +23,15 @@ use std::{
 };
 
 use super::super::Isa;
-use super::super::encode::{Codes, Encoders, Spread, Tile, lanes::Lanes, plain, search};
+use super::super::encode::{
+    Codes, Encoders, Spread, Tile,
+    hqq::{self, Refining},
+    lanes::Lanes,
+    plain, search,
+};
 use crate::{
     code::nf4,
+    fit::Hqq,
     scheme::{Bits, ScaleType},
 };
 
@@ -47,7 +53,9 @@ static TABLE: Encoders = Encoders {
     // SAFETY: as above.
     grids: |job, low, high, scales, zeros| unsafe { grids(job, low, high, scales, zeros) },
     // SAFETY: as above.
-    search: |job, scales, zeros| unsafe { search(job, scales, zeros) },
+    search: |job, steps, scales, zeros| unsafe { search(job, steps, scales, zeros) },
+    // SAFETY: as above.
+    refine: |job, how, refining, scales, zeros| unsafe { refine(job, how, refining, scales, zeros) },
     // SAFETY: as above.
     codes: |job, x, out| unsafe { codes(job, x, out) },
     // SAFETY: as above.
@@ -316,8 +324,13 @@ fn grids(job: &Spread, low: &[f32], high: &[f32], scales: &mut [f32], zeros: &mu
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
-fn search(job: &Tile<'_>, scales: &mut [f32], zeros: &mut [f32]) {
-    search::search::<Sixteen>(job, scales, zeros);
+fn search(job: &Tile<'_>, steps: u16, scales: &mut [f32], zeros: &mut [f32]) {
+    search::search::<Sixteen>(job, steps, scales, zeros);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
+fn refine(job: &Tile<'_>, how: Hqq, refining: &mut Refining, scales: &mut [f32], zeros: &mut [f32]) {
+    hqq::refine::<Sixteen>(job, how, refining, scales, zeros);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]

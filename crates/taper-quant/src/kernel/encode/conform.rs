@@ -272,6 +272,48 @@ fn lanes_do_not_depend_on_their_neighbours() {
 }
 
 #[test]
+fn fits_that_take_the_lanes_of_others_are_those_of_a_lane_of_their_own() {
+    let group = |seed: usize| -> Vec<f32> {
+        let value = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0;
+        (0..70 - seed % 9).map(|i| value(i).powi(1 + (seed % 3) as i32)).collect()
+    };
+    let number = Number::Asymmetric { bits: Bits::THREE, stored: ScaleType::F16 };
+    let symmetric = Number::Symmetric { bits: Bits::FOUR, sign: ScaleSign::Positive, stored: ScaleType::F32 };
+    let weights: Vec<f32> = (0..70).map(|i| 0.5 + (i % 7) as f32).collect();
+    for (isa, table) in tables() {
+        for (number, weights) in [(number, None), (symmetric, None), (number, Some(&weights))] {
+            let of = |x: &[f32]| weights.map(|w| w[..x.len()].to_vec());
+            let method = Method::HalfQuadratic(Hqq::default());
+            let mut together = Tiles::new(table, number, method, 70, weights.is_some());
+            let (mut found, mut early) = (Vec::new(), 0);
+            for seed in 0..75 {
+                let x = group(seed);
+                let (low, high) = Sample::new(&x).extremes();
+                together.put(seed, &x, of(&x).as_deref(), low, high);
+                if together.full() {
+                    found.extend(together.run());
+                    early += usize::from(found.len() < seed + 1);
+                }
+            }
+            found.extend(together.finish());
+            found.sort_by_key(|found| found.place);
+            assert!(
+                found.len() == 75 && (early > 0 || table.lanes == 1),
+                "{isa}: some are done before others"
+            );
+            for (seed, found) in found.iter().enumerate() {
+                let x = group(seed);
+                let (low, high) = Sample::new(&x).extremes();
+                let mut alone = Tiles::new(scalar(), number, method, x.len(), weights.is_some());
+                alone.put(0, &x, of(&x).as_deref(), low, high);
+                let want = alone.finish().next().unwrap();
+                assert_eq!((found.scale, found.zero), (want.scale, want.zero), "{isa} {number:?} {seed}");
+            }
+        }
+    }
+}
+
+#[test]
 fn bytes_do_not_depend_on_threads() {
     let (rows, cols) = (300, 520);
     let values: Vec<f32> =

@@ -8,14 +8,14 @@
 //! ```
 //!
 //! d is what shrinkage leaves of the error: e − shrink(e). The steps are those of [`crate::fit::hqq`], which says why they are
-//! taken. A lane stops where its cost hardly falls any more; the last of them ends the loop.
+//! taken. A lane stops where its cost hardly falls any more, and the loop with it, so that another group can take the lane.
 //!
 //! Powers are 2^((p−1) log₂ |e|), with polynomials good to 6·10⁻⁶: the shrinkage is a matter of degree, and costs that
 //! differ by less belong to grids that are equally good.
 //!
 //! Neighbours: [`super::lanes`] is what all of it is written over; [`super::search`] is the other way to look for grids.
 
-use super::{Number, Tile, lanes::Lanes};
+use super::{LANES, Number, Tile, lanes::Lanes};
 use crate::{
     fit::hqq::{CLOSE, GROWTH, Hqq, STRENGTH},
     scheme::ScaleType,
@@ -51,12 +51,46 @@ struct Sums<L> {
     qq: L,
 }
 
-/// See [`super::Encoders::search`].
+/// How far the fit of a lane is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Stage {
+    /// Its values are new.
+    Fresh,
+    /// It goes on with the next call.
+    Going,
+    /// It is done, or there is none.
+    #[default]
+    Done,
+}
+
+/// Fits in progress, one per lane.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Refining {
+    pub(crate) stages: [Stage; LANES],
+    /// Candidates to come.
+    left: [f32; LANES],
+    /// The next candidate, and 1 / β for it.
+    scale: [f32; LANES],
+    low: [f32; LANES],
+    limit: [f32; LANES],
+    /// The best so far and its cost.
+    best: [f32; LANES],
+    best_scale: [f32; LANES],
+    best_low: [f32; LANES],
+}
+
+/// See [`super::Encoders::refine`].
 #[inline(always)]
-pub(crate) fn fit<L: Lanes>(job: &Tile<'_>, hqq: Hqq, scales: &mut [f32], zeros: &mut [f32]) {
+pub(crate) fn refine<L: Lanes>(
+    job: &Tile<'_>,
+    hqq: Hqq,
+    refining: &mut Refining,
+    scales: &mut [f32],
+    zeros: &mut [f32],
+) {
     match job.weights {
-        None => grids::<L, false>(job, job.values, hqq, scales, zeros),
-        Some(weights) => grids::<L, true>(job, weights, hqq, scales, zeros),
+        None => grids::<L, false>(job, job.values, hqq, refining, scales, zeros),
+        Some(weights) => grids::<L, true>(job, weights, hqq, refining, scales, zeros),
     }
 }
 
@@ -81,23 +115,39 @@ fn start<L: Lanes>(job: &Tile<'_>) -> Option<Start<L>> {
     }
 }
 
+impl Refining {
+    /// Ones for the lanes at a stage.
+    fn at(&self, stage: Stage) -> [f32; LANES] {
+        self.stages.map(|other| if other == stage { 1.0 } else { 0.0 })
+    }
+}
+
 #[inline(always)]
 fn grids<L: Lanes, const WEIGHTED: bool>(
     job: &Tile<'_>,
     weights: &[f32],
     hqq: Hqq,
+    refining: &mut Refining,
     scales: &mut [f32],
     zeros: &mut [f32],
 ) {
     let (zero, one, infinite) = (L::splat(0.0), L::splat(1.0), L::splat(f32::INFINITY));
     let Some(Start { scale: first, low: start, steps, stored, sliding }) = start::<L>(job) else { return };
     let usable = |scale: L| L::both(zero.below(scale), scale.below(infinite));
-    let mut active = usable(first);
-    let unit = L::choose(active, one / first, zero);
+    let unit = L::choose(usable(first), one / first, zero);
     let total = if WEIGHTED { total::<L>(weights) } else { L::load(job.counts) };
-    let (mut scale, mut low, mut limit) = (first, start, L::splat(1.0 / STRENGTH));
-    let (mut best, mut best_scale, mut best_low) = (infinite, zero, start);
-    for _ in 0..=hqq.steps {
+    // What goes on where it was left, and what begins.
+    let fresh = zero.below(L::load(&refining.at(Stage::Fresh)));
+    let from = |known: &[f32; LANES], new: L| L::choose(fresh, new, L::load(known));
+    let (mut scale, mut low) = (from(&refining.scale, first), from(&refining.low, start));
+    let mut limit = from(&refining.limit, L::splat(1.0 / STRENGTH));
+    let mut left = from(&refining.left, L::splat(f32::from(hqq.steps) + 1.0));
+    let mut best = from(&refining.best, infinite);
+    let (mut best_scale, mut best_low) = (from(&refining.best_scale, zero), from(&refining.best_low, start));
+    let going = L::choose(fresh, L::choose(usable(first), one, zero), L::load(&refining.at(Stage::Going)));
+    let mut active = zero.below(going);
+    let all = active;
+    while L::any(all) {
         let ratio = scale / first;
         let at = Place { unit, ratio, low, high: low + steps, limit };
         let sums = sums::<L, WEIGHTED>(job.values, weights, &at, hqq.norm - 1.0);
@@ -106,18 +156,29 @@ fn grids<L: Lanes, const WEIGHTED: bool>(
         best = L::choose(better, sums.cost, best);
         best_scale = L::choose(better, scale, best_scale);
         best_low = L::choose(better, low, best_low);
-        if !L::any(active) {
-            break;
-        }
         let slid = (low + (sums.d / (ratio * total)).round()).most(zero - steps).least(zero);
         let by = if sliding { slid - low } else { zero };
         let above = ratio * (sums.qq + by * sums.q) + (sums.dq + by * sums.d);
         let below = sums.qq + (by + by) * sums.q + by * by * total;
         scale = (above / below * first).stored(stored);
         low = low + by;
-        active = L::both(active, usable(scale));
         limit = limit * L::splat(1.0 / GROWTH);
+        left = left - one;
+        active = L::both(L::both(active, usable(scale)), zero.below(left));
+        if L::any(L::both(all, zero.below(L::choose(active, zero, one)))) {
+            break;
+        }
     }
+    scale.store(&mut refining.scale);
+    low.store(&mut refining.low);
+    limit.store(&mut refining.limit);
+    left.store(&mut refining.left);
+    best.store(&mut refining.best);
+    best_scale.store(&mut refining.best_scale);
+    best_low.store(&mut refining.best_low);
+    let mut going = [0f32; LANES];
+    L::choose(active, one, zero).store(&mut going);
+    refining.stages = going.map(|going| if going > 0.0 { Stage::Going } else { Stage::Done });
     best_scale.store(scales);
     if let Number::Asymmetric { bits, .. } = job.number {
         (L::splat(bits.lowest() as f32) - best_low).store(zeros);

@@ -15,7 +15,7 @@
 //!
 //! Sums are f32: groups have at most [`LONGEST`] values.
 
-use super::{Method, Number, Tile, hqq, lanes::Lanes};
+use super::{Number, Tile, lanes::Lanes};
 use crate::{
     fit::ScaleSign,
     scheme::{Bits, ScaleType},
@@ -75,11 +75,10 @@ impl<L: Lanes> Levels<L> for Quantiles {
 
 /// See [`super::Encoders::search`].
 #[inline(always)]
-pub(crate) fn search<L: Lanes>(job: &Tile<'_>, scales: &mut [f32], zeros: &mut [f32]) {
-    match (job.method, job.weights) {
-        (Method::HalfQuadratic(how), _) => hqq::fit::<L>(job, how, scales, zeros),
-        (Method::Search { steps }, None) => numbers::<L, false>(job, job.values, steps, scales, zeros),
-        (Method::Search { steps }, Some(weights)) => numbers::<L, true>(job, weights, steps, scales, zeros),
+pub(crate) fn search<L: Lanes>(job: &Tile<'_>, steps: u16, scales: &mut [f32], zeros: &mut [f32]) {
+    match job.weights {
+        None => numbers::<L, false>(job, job.values, steps, scales, zeros),
+        Some(weights) => numbers::<L, true>(job, weights, steps, scales, zeros),
     }
 }
 
