@@ -118,7 +118,7 @@ pub struct Settled<G> {
 
 /// Rows per task: a product wants many, the cache and short weights few. Whole tiles of it, and whole lanes.
 fn rows_per_task(rows: usize) -> usize {
-    (rows / 8).next_multiple_of(48).clamp(48, 240)
+    (rows / 8).next_multiple_of(48).clamp(48, 288)
 }
 
 /// Rows settled side by side.

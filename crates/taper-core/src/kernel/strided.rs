@@ -17,14 +17,14 @@ use super::{
     table::{self, Kernels},
 };
 
-/// Rows of B that are packed at a time: four panels are then 256 KiB, the tiles of [`ROWS`] rows of A 480, of which one is 24.
+/// Rows of B that are packed at a time: four panels are then 256 KiB, the tiles of [`ROWS`] rows of A 576, of which one is 24.
 const DEPTH: usize = 512;
 
 /// Panels that share a tile of A.
 const TOGETHER: usize = 4;
 
 /// Rows of C whose sums are held at a time.
-const ROWS: usize = 240;
+const ROWS: usize = 288;
 
 /// A matrix within a slice: element (i, j) at `i · row + j · col`. Callers check that it stays within.
 #[derive(Clone, Copy)]

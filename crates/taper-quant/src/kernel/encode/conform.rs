@@ -298,7 +298,10 @@ fn fits_that_take_the_lanes_of_others_are_those_of_a_lane_of_their_own() {
             }
             found.extend(together.finish());
             found.sort_by_key(|found| found.place);
-            assert!(found.len() == 75 && early > 0, "{isa}: some are done before others");
+            assert!(
+                found.len() == 75 && (early > 0 || table.lanes == 1),
+                "{isa}: some are done before others"
+            );
             for (seed, found) in found.iter().enumerate() {
                 let x = group(seed);
                 let (low, high) = Sample::new(&x).extremes();
