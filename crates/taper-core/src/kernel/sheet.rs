@@ -140,12 +140,15 @@ impl<T: Copy> Sheet<'_, T> {
 fn deal(rows: usize, [block, unit]: [usize; 2], cost: usize, work: impl Fn(Place) + Sync) {
     /// Multiplications that are enough for a stretch.
     const ENOUGH: usize = 1 << 24;
+    /// Multiplications that a stretch has at least: handing one out costs as much as some ten thousand.
+    const LEAST: usize = 1 << 16;
     let threads = rayon::current_num_threads();
     if threads == 1 || rows.saturating_mul(cost) < ALONE {
         return work(Place { first: 0, len: rows });
     }
-    let enough = (ENOUGH / (unit * cost.max(1))).max(block / unit);
-    let each = rows.div_ceil(unit).div_ceil(threads * 16).min(enough).max(1) * unit;
+    let of_unit = unit * cost.max(1);
+    let enough = (ENOUGH / of_unit).max(block / unit);
+    let each = rows.div_ceil(unit).div_ceil(threads * 16).min(enough).max(LEAST / of_unit).max(1) * unit;
     (0..rows.div_ceil(each)).into_par_iter().with_max_len(1).for_each(|task| {
         let first = task * each;
         work(Place { first, len: each.min(rows - first) });

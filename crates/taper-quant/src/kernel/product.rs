@@ -39,6 +39,11 @@ pub(crate) trait Mode: Sync {
     /// Columns of a run.
     fn depth(&self) -> usize;
 
+    /// How many multiplications of f32 take as long as so many of these.
+    fn cost(&self, multiplications: usize) -> usize {
+        multiplications / 2
+    }
+
     /// Most tokens of a tile, of `tokens` in all.
     fn together(&self, tokens: usize) -> usize;
 
@@ -165,7 +170,7 @@ fn product<M: Mode>(kernels: &Kernels, w: &Tiles, mode: &M, x: &[f32], tokens: u
         tokens,
     };
     let block = PANELS * LANES;
-    sheet::gather(tokens, w.rows, [block, block, LANES], w.cols * tokens / 2, |place| {
+    sheet::gather(tokens, w.rows, [block, block, LANES], mode.cost(w.cols * tokens), |place| {
         walk.block(place.first / LANES, place.len.div_ceil(LANES))
     })
 }

@@ -107,6 +107,10 @@ impl Mode for Bytes<'_> {
         1024
     }
 
+    fn cost(&self, multiplications: usize) -> usize {
+        multiplications / 8
+    }
+
     fn together(&self, tokens: usize) -> usize {
         if let Some(wide) = self.wide {
             return wide.tokens;
