@@ -280,7 +280,7 @@ const CHANNEL: taper::quant::Granularity = taper::quant::Granularity::Channel;
 fn a_loud_channel_is_rounded_better_after_awq_clipped_or_not() -> Tested {
     let original = own()?;
     let (before, seen) = (own_logits(&original)?, own_stats(&original)?);
-    let rounding = RoundNearest::int(3, CHANNEL)?.with_fit(Fit::MinMax);
+    let rounding = RoundNearest::int(3, CHANNEL)?.asymmetric().with_fit(Fit::MinMax);
     let encode = |checkpoint: Checkpoint| -> Tested<f32> {
         let pass = rounding.on(Select::any(["a.weight", "b.weight", "c.weight"])?);
         distance(&own_logits(&Pipeline::new().then(pass).run(checkpoint, &Run::new())?.0)?, &before)
