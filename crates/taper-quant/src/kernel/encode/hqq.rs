@@ -102,7 +102,7 @@ fn start<L: Lanes>(job: &Tile<'_>) -> Option<Start<L>> {
     match job.number {
         Number::Symmetric { bits, stored, .. } => {
             let steps = L::splat(bits.steps() as f32);
-            let scale = (high.most(zero - low) / L::splat(bits.steps() as f32 / 2.0)).stored(stored);
+            let scale = (high.most(zero - low) / L::splat(bits.steps() as f32 / 2.0)).stored_below(stored);
             Some(Start { scale, low: L::splat(bits.lowest() as f32), steps, stored, sliding: false })
         }
         Number::Asymmetric { bits, stored } => {

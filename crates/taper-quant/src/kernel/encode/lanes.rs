@@ -57,6 +57,18 @@ pub(crate) trait Lanes:
     fn power_of_two(self) -> Self;
     /// Rounded to a type of scales; beyond it infinite, below it 0.
     fn stored(self, scales: ScaleType) -> Self;
+    /// Rounded to a type of scales, towards zero; a number below the type's least normal one to the nearest.
+    #[inline(always)]
+    fn stored_below(self, scales: ScaleType) -> Self {
+        let nearest = self.stored(scales);
+        // Between half a step and a whole one less, which rounds to a step less.
+        let less = match scales {
+            ScaleType::F16 => 1.0 - 1.0 / 2048.0,
+            ScaleType::BF16 => 1.0 - 1.0 / 256.0,
+            ScaleType::F32 => 1.0,
+        };
+        Self::choose(self.below(nearest), (nearest * Self::splat(less)).stored(scales), nearest)
+    }
     /// Where `self` < `other`.
     fn below(self, other: Self) -> Self::Mask;
     /// `yes` where the mask says so.
