@@ -62,7 +62,7 @@ pub enum Kept {
     /// As they are computed.
     #[default]
     F32,
-    /// In half the memory, rounded to eight bits of precision after every block.
+    /// In half the memory, rounded to eight bits of precision after every block, and between the stages of one.
     BF16,
 }
 

@@ -109,3 +109,36 @@ fn converted(hidden: &Hidden, dtype: DType) -> Result<Hidden> {
     let inner = hidden.inner.as_ref().map(convert).transpose()?;
     Ok(Hidden { x: convert(&hidden.x)?, inner, mask: hidden.mask.clone() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What stands inside, without the memory of it.
+    fn inside_of(bytes: usize) -> Standing {
+        let one = Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap();
+        let hidden = Hidden::new(one.clone(), None).holding(one.broadcast_as(bytes / 4).unwrap());
+        Standing { hidden, stage: 1 }
+    }
+
+    #[test]
+    fn what_finds_no_room_inside_a_block_stays_where_it_stood() {
+        let before = Standing::before(before_hidden());
+        let mut states = States { standing: vec![before; 3], kept: DType::F32, inside: 0 };
+        let stages = |states: &States| states.standing.iter().map(|s| s.stage).collect::<Vec<_>>();
+        for batch in 0..3 {
+            states.set(batch, &inside_of(INSIDE / 2)).unwrap();
+        }
+        assert_eq!((stages(&states), states.inside), (vec![1, 1, 0], INSIDE));
+        // Behind the block nothing stands inside any more, and another finds room.
+        states.pass(0, &before_hidden()).unwrap();
+        states.set(2, &inside_of(INSIDE / 2)).unwrap();
+        assert_eq!((stages(&states), states.inside), (vec![0, 1, 1], INSIDE));
+        states.set(1, &inside_of(INSIDE / 2 + 4)).unwrap();
+        assert_eq!(states.inside, INSIDE, "no room for more in its place");
+    }
+
+    fn before_hidden() -> Hidden {
+        Hidden::new(Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap(), None)
+    }
+}
