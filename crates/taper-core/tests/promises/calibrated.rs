@@ -358,6 +358,80 @@ fn stages_spare_work_and_change_nothing() {
     }
 }
 
+/// The same model again, in stages or not, reading one weight past the observer: it is rewritten last, when all others are.
+struct Unwatched {
+    in_stages: bool,
+}
+
+struct Past {
+    left: Tensor,
+    right: Linear,
+    down: Linear,
+    stages: usize,
+}
+
+impl Block for Past {
+    fn forward(&self, hidden: &Hidden) -> Result<Hidden> {
+        self.finish(&hidden.holding(self.gate(&hidden.x)?))
+    }
+
+    fn stages(&self) -> usize {
+        self.stages
+    }
+
+    fn stage(&self, index: usize, hidden: &Hidden) -> Result<Hidden> {
+        match (self.stages, index) {
+            (2, 0) => Ok(hidden.holding(self.gate(&hidden.x)?)),
+            (2, _) => self.finish(hidden),
+            _ => self.forward(hidden),
+        }
+    }
+}
+
+impl Past {
+    fn gate(&self, x: &Tensor) -> Result<Tensor> {
+        Ok((x.broadcast_matmul(&self.left.t()?)?.tanh()? * self.right.forward(x)?)?)
+    }
+
+    fn finish(&self, hidden: &Hidden) -> Result<Hidden> {
+        Ok(hidden.with((&hidden.x + self.down.forward(hidden.held()?)?)?))
+    }
+}
+
+impl Blocks for Unwatched {
+    fn prefixes(&self, checkpoint: &Checkpoint) -> Result<Vec<String>> {
+        Chain.prefixes(checkpoint)
+    }
+
+    fn entrance(&self, weights: &WeightBuilder) -> Result<Box<dyn Entrance>> {
+        Chain.entrance(weights)
+    }
+
+    fn block(&self, weights: &WeightBuilder, index: usize) -> Result<Box<dyn Block>> {
+        let Gated { right, down, .. } = gated(weights, index)?;
+        let left = weights.pp("blocks").pp(index).pp("left").tensor(&[12, WIDTH], "weight")?;
+        Ok(Box::new(Past { left, right, down, stages: if self.in_stages { 2 } else { 1 } }))
+    }
+
+    fn exit(&self, weights: &WeightBuilder) -> Result<Box<dyn Exit>> {
+        Chain.exit(weights)
+    }
+}
+
+#[test]
+fn no_stage_is_done_before_a_layer_that_nobody_can_watch() {
+    let seen = |in_stages: bool| {
+        let calibration = Calibration::new(Arc::new(Unwatched { in_stages }), batches()).unwrap();
+        let notes = Notes::new(Needs::Gram);
+        let pipeline = Pipeline::new().then(notes.clone().on_matrices());
+        pipeline.run(checkpoint(), &Run::new().with_calibration(&calibration)).unwrap();
+        let seen = notes.seen.lock().unwrap();
+        assert!(seen.iter().any(|(name, stats)| name == "blocks.3.left.weight" && stats.is_none()));
+        seen.clone()
+    };
+    assert!(seen(true) == seen(false));
+}
+
 #[test]
 fn a_cancelled_run_goes_on_after_the_last_whole_block() {
     let dir = tempfile::tempdir().unwrap();
